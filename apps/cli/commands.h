@@ -1,0 +1,13 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace turboesm::cli {
+
+// Each declares its command, options and action on `app`. An action throws turboesm::Error.
+void add_devices(CLI::App& app);
+void add_embed(CLI::App& app);
+void add_plan(CLI::App& app);
+void add_bench(CLI::App& app);
+
+}  // namespace turboesm::cli

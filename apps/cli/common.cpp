@@ -1,0 +1,140 @@
+#include "apps/cli/common.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include "runtime/error.h"
+#include "runtime/platform.h"
+#include "runtime/registry.h"
+
+namespace turboesm::cli {
+
+void Common::add_model(CLI::App& app) {
+  app.add_option("--model", model, "Hugging Face folder of an ESM-2 model (default: the small one that ships)")
+      ->type_name("DIR");
+}
+
+void Common::add_device(CLI::App& app) {
+  app.add_option("--device", device, "auto, cpu, vulkan or vulkan:N")->capture_default_str()->type_name("SPEC");
+  app.add_flag("--no-matrix-cores", plain_kernels, "Use the plain kernels even where the device has matrix cores");
+}
+
+void Common::add_dtype(CLI::App& app) {
+  app.add_option("--dtype", dtype, "Type of weights and activations on the device: f32, f16 or bf16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+}
+
+void Common::add_json(CLI::App& app) {
+  app.add_option("--json", json, "Write the result as JSON to a file (-: standard output)")->type_name("FILE");
+}
+
+void Common::add_quiet(CLI::App& app) { app.add_flag("-q,--quiet", quiet, "Say nothing but errors"); }
+
+void Common::add_profile(CLI::App& app) {
+  app.add_flag("--profile", profile, "Time every operation on the device and print a table");
+}
+
+std::filesystem::path Common::model_directory() const {
+  if (!model.empty()) return model;
+  return executable_path().parent_path().parent_path() / "share" / "turboesm" / "models" / "swissprot_t8_14M";
+}
+
+DType Common::parsed_dtype() const { return *parse_dtype(dtype); }
+
+std::unique_ptr<Device> Common::open() const {
+  DeviceOptions options;
+  options.matrix_cores = !plain_kernels;
+  options.cache_dir = user_cache_dir();
+  OpenedDevice opened = open_device(device, options);
+  if (!quiet) note(opened.explanation);
+  return std::move(opened.device);
+}
+
+void Common::write_json(const nlohmann::json& value) const {
+  if (json.empty()) return;
+  const std::string text = value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  if (json_on_stdout()) {
+    std::fputs(text.c_str(), stdout);
+    return;
+  }
+  const std::filesystem::path aside = unique_sibling(json);
+  std::ofstream file(aside, std::ios::binary);
+  file << text;
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(aside, json, error);
+  if (!file || error) {
+    std::error_code ignored;
+    std::filesystem::remove(aside, ignored);
+    throw_error(ErrorKind::input, "{}: cannot be written", json);
+  }
+}
+
+std::string format_bytes(uint64_t bytes) {
+  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = double(bytes);
+  int unit = 0;
+  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.{}f} {}", value, value < 100 ? 1 : 0, units[unit]);
+}
+
+std::string format_count(double count) {
+  const char* units[] = {"", " k", " M", " G", " T"};
+  int unit = 0;
+  for (; count >= 1000 && unit < 4; ++unit) count /= 1000;
+  return fmt::format("{:.{}f}{}", count, unit == 0 ? 0 : count < 10 ? 2 : count < 100 ? 1 : 0, units[unit]);
+}
+
+std::string format_duration(double seconds) {
+  const uint64_t s = uint64_t(seconds + 0.5);
+  if (s < 60) return fmt::format("{} s", s);
+  if (s < 3600) return fmt::format("{} min {:02} s", s / 60, s % 60);
+  return fmt::format("{} h {:02} min", s / 3600, s / 60 % 60);
+}
+
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths;
+  for (const auto& row : rows)
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (widths.size() <= i) widths.push_back(0);
+      widths[i] = std::max(widths[i], row[i].size());
+    }
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i)
+      line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i]) : fmt::format("  {:>{}}", row[i], widths[i]);
+    line.erase(line.find_last_not_of(' ') + 1);
+    fmt::print("{}\n", line);
+  }
+}
+
+nlohmann::json to_json(const DeviceInfo& info) {
+  return {{"spec", info.spec},
+          {"name", info.name},
+          {"driver", info.driver},
+          {"kind", name_of(info.kind)},
+          {"memory_bytes", info.memory_bytes},
+          {"matrix_cores",
+           {{"f16", bool(info.matrix_core_dtypes & kF16)}, {"bf16", bool(info.matrix_core_dtypes & kBF16)}}},
+          {"features", info.features}};
+}
+
+nlohmann::json to_json(const MemoryReport& report) {
+  nlohmann::json json;
+  for (uint32_t i = 0; i < kMemoryLabels; ++i)
+    json[std::string(name_of(MemoryLabel(i)))] = {{"bytes", report.by_label[i].bytes}, {"peak", report.by_label[i].peak}};
+  json["total"] = {{"bytes", report.total.bytes}, {"peak", report.total.peak}};
+  json["device_bytes"] = report.device_bytes;
+  json["budget_bytes"] = report.budget_bytes;
+  json["driver_bytes"] = report.driver_bytes;
+  return json;
+}
+
+void note(const std::string& text) { fmt::print(stderr, "{}\n", text); }
+void warn(const std::string& text) { fmt::print(stderr, "warning: {}\n", text); }
+
+}  // namespace turboesm::cli

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "model/checkpoint.h"
+#include "runtime/backend.h"
+
+namespace turboesm::cli {
+
+// Options that several commands share; each add_* declares one with its help text.
+struct Common {
+  std::string model;           // folder; empty: the one that ships
+  std::string device = "auto";
+  std::string dtype = "f32";
+  std::string json;            // file, "-" for standard output, empty for none
+  bool quiet = false;
+  bool profile = false;
+  bool plain_kernels = false;
+
+  void add_model(CLI::App& app);
+  void add_device(CLI::App& app);  // --device, --no-matrix-cores
+  void add_dtype(CLI::App& app);
+  void add_json(CLI::App& app);
+  void add_quiet(CLI::App& app);
+  void add_profile(CLI::App& app);
+
+  std::filesystem::path model_directory() const;
+  DType parsed_dtype() const;
+  // Opens the device and says on standard error, unless quiet, what was taken and why.
+  std::unique_ptr<Device> open() const;
+  // Writes to the file (or standard output); nothing when --json was not given.
+  void write_json(const nlohmann::json& json) const;
+  // True when standard output belongs to the JSON.
+  bool json_on_stdout() const { return json == "-"; }
+};
+
+// "1.5 GiB", "312 KiB"; "12.3 k", "4.56 M"; "1 h 02 min", "3 min 20 s", "4 s".
+std::string format_bytes(uint64_t bytes);
+std::string format_count(double count);
+std::string format_duration(double seconds);
+
+// Columns padded to their widest cell; the first left-aligned, the others right-aligned.
+void print_table(const std::vector<std::vector<std::string>>& rows);
+
+nlohmann::json to_json(const DeviceInfo& info);
+nlohmann::json to_json(const MemoryReport& report);
+
+// A note or warning on standard error.
+void note(const std::string& text);
+void warn(const std::string& text);
+
+}  // namespace turboesm::cli

@@ -1,0 +1,156 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "apps/cli/commands.h"
+#include "apps/cli/common.h"
+#include "apps/cli/progress.h"
+#include "model/embedder.h"
+#include "runtime/error.h"
+#include "version.h"
+
+namespace turboesm::cli {
+namespace {
+
+struct Options {
+  Common common;
+  std::string input, output;
+  std::vector<std::string> include{"mean"};
+  std::string overlong = "truncate";
+  EmbedOptions embed;
+};
+
+const std::vector<std::string> kIncludes{"mean", "residues", "logits", "bos", "contacts"};
+
+void apply_include(Options& o) {
+  o.embed.mean = false;
+  for (const std::string& what : o.include) {
+    if (what == "mean") o.embed.mean = true;
+    if (what == "residues") o.embed.residues = true;
+    if (what == "logits") o.embed.logits = true;
+    if (what == "bos") o.embed.bos = true;
+    if (what == "contacts") o.embed.contacts = true;
+  }
+  o.embed.overlong = o.overlong == "skip" ? EmbedOptions::Overlong::skip : EmbedOptions::Overlong::truncate;
+}
+
+// What a reader of the file needs to know where its numbers come from.
+std::map<std::string, std::string> metadata(const Options& o, const Checkpoint& checkpoint, const Device& device,
+                                            const EmbedReport& report, const std::vector<std::string>& keys) {
+  const auto list = [](const auto& values) {
+    return nlohmann::json(values).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  };
+  return {{"ids", list(keys)},
+          {"model", checkpoint.directory().filename().string()},
+          {"model_hash", checkpoint.hash()},
+          {"dtype", o.common.dtype},
+          {"device", device.info().spec + " " + device.info().name},
+          {"include", list(o.include)},
+          {"layers", list(o.embed.layers)},
+          {"max_length", std::to_string(o.embed.max_length)},
+          {"overlong", o.overlong},
+          {"truncated", list(report.truncated)},
+          {"skipped", list(report.skipped)},
+          {"turboesm_version", TURBOESM_VERSION}};
+}
+
+nlohmann::json to_json(const EmbedReport& report) {
+  return {{"records", report.records},     {"residues", report.residues},   {"batches", report.batches},
+          {"halved", report.halved},       {"unknown", report.unknown},     {"stops", report.stops},
+          {"truncated", report.truncated}, {"skipped", report.skipped},     {"renamed", report.renamed},
+          {"seconds", report.seconds}};
+}
+
+std::string some_of(const std::vector<std::string>& keys) {
+  constexpr size_t kShown = 3;
+  const auto last = keys.begin() + ptrdiff_t(std::min(kShown, keys.size()));
+  return fmt::format("{}{}", fmt::join(keys.begin(), last, ", "),
+                     keys.size() > kShown ? fmt::format(" and {} more", keys.size() - kShown) : "");
+}
+
+// Everything that was done to the input, so that nothing is silent; shown even with --quiet.
+void report_changes(const Options& o, const EmbedReport& report) {
+  if (!report.truncated.empty())
+    warn(fmt::format("{} records longer than {} residues were cut to that length: {}", report.truncated.size(),
+                     o.embed.max_length, some_of(report.truncated)));
+  if (!report.skipped.empty())
+    warn(fmt::format("{} records longer than {} residues were left out: {}", report.skipped.size(), o.embed.max_length,
+                     some_of(report.skipped)));
+  if (!report.renamed.empty())
+    warn(fmt::format("{} ids occur more than once and got a number: {}", report.renamed.size(), some_of(report.renamed)));
+  if (report.unknown) warn(fmt::format("{} residues are unknown to the model ('*' inside a sequence)", report.unknown));
+  if (o.common.quiet) return;
+  if (report.stops) note(fmt::format("{} records ended in '*' (stop), which was dropped", report.stops));
+  if (report.halved) note(fmt::format("{} batches did not fit in memory and were halved", report.halved));
+}
+
+void print_profile(const EmbedReport& report, const MemoryReport& memory) {
+  note(fmt::format("{} records, {} residues in {:.2f} s ({} residues/s), {} batches", report.records, report.residues,
+                   report.seconds, format_count(double(report.residues) / std::max(report.seconds, 1e-9)),
+                   report.batches));
+  std::string labels;
+  for (uint32_t i = 0; i < kMemoryLabels; ++i)
+    if (memory.by_label[i].peak)
+      labels += fmt::format("{}{} {}", labels.empty() ? "" : ", ", name_of(MemoryLabel(i)),
+                            format_bytes(memory.by_label[i].peak));
+  note(fmt::format("device memory at most {} ({})", format_bytes(memory.total.peak), labels));
+}
+
+void run(Options& o) {
+  apply_include(o);
+  // In this order, whatever can fail fails before it costs anything.
+  TensorOutput output(o.output);
+  FastaReader input(o.input);
+  const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
+  const std::unique_ptr<Device> device = o.common.open();
+  Esm2 model(*device, Esm2Weights::load(*device, checkpoint, o.common.parsed_dtype()));
+
+  std::vector<std::string> keys;
+  EmbedReport report;
+  {
+    Progress progress(!o.common.quiet);
+    report = embed(model, input, output, o.embed, [&](const EmbedProgress& p) { progress.update(p); }, keys);
+  }
+  output.finish(metadata(o, checkpoint, *device, report, keys));
+  report_changes(o, report);
+  const MemoryReport memory = device->memory();
+  if (!o.common.quiet) print_profile(report, memory);
+  o.common.write_json({{"output", o.output},
+                       {"report", to_json(report)},
+                       {"device", cli::to_json(device->info())},
+                       {"memory", cli::to_json(memory)}});
+}
+
+}  // namespace
+
+void add_embed(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("embed", "Embed the proteins of a FASTA file");
+  command->add_option("input", o->input, "FASTA file, gzip too (-: standard input)")->required()->type_name("IN.fasta");
+  command->add_option("-o,--output", o->output, "Result: .safetensors or .npz")->required()->type_name("OUT");
+  command
+      ->add_option("--include", o->include,
+                   "What to write, comma-separated: mean (over residues), residues (each one's vector), logits, bos "
+                   "(the <cls> token's vector), contacts")
+      ->delimiter(',')
+      ->check(CLI::IsMember(kIncludes))
+      ->capture_default_str();
+  command
+      ->add_option("--layers", o->embed.layers,
+                   "Hidden states to take, comma-separated; 0 is the embedding, -1 the last (after the last LayerNorm)")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--max-length", o->embed.max_length, "Longest sequence in residues (default: none)")
+      ->type_name("N");
+  command->add_option("--overlong", o->overlong, "What happens to longer sequences: truncate or skip; both are reported")
+      ->check(CLI::IsMember({"truncate", "skip"}))
+      ->capture_default_str();
+  command->add_option("--max-tokens", o->embed.max_tokens, "Tokens of one batch (default: by device)")->type_name("N");
+  o->common.add_model(*command);
+  o->common.add_device(*command);
+  o->common.add_dtype(*command);
+  o->common.add_json(*command);
+  o->common.add_quiet(*command);
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace turboesm::cli

@@ -1,0 +1,48 @@
+#include <exception>
+#include <new>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "apps/cli/commands.h"
+#include "runtime/error.h"
+#include "runtime/platform.h"
+#include "version.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+  CLI::App app{"ESM-2 protein language models on any GPU: Vulkan, or the CPU", "turboesm"};
+  app.set_version_flag("--version", fmt::format("turboesm {} ({})", TURBOESM_VERSION, TURBOESM_COMMIT));
+  app.require_subcommand(1);
+  turboesm::cli::add_devices(app);
+  turboesm::cli::add_embed(app);
+  turboesm::cli::add_plan(app);
+  turboesm::cli::add_bench(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const bool asked_for = error.get_exit_code() == 0;  // --help and --version
+    app.exit(error);
+    return asked_for ? 0 : turboesm::exit_code(turboesm::ErrorKind::usage);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    turboesm::install_interrupt_handler();
+    return run(argc, argv);
+  } catch (const turboesm::Error& error) {
+    fmt::print(stderr, "turboesm: {}\n", error.what());
+    return turboesm::exit_code(error.kind());
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "turboesm: out of memory on the host\n");
+    return turboesm::exit_code(turboesm::ErrorKind::out_of_memory);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "turboesm: {}\n", error.what());
+    return 1;
+  }
+}

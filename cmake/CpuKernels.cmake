@@ -1,0 +1,37 @@
+# Compiles runtime/cpu/kernels.cpp once for each instruction set and adds the objects to `target`; the program picks at
+# run time. TURBOESM_CPU_VARIANT is the variant's name, for its namespace. Eigen's namespace is renamed with it: its
+# inline functions would otherwise have one name in all variants, and the linker would keep any one of them.
+# cpu_variants.inc lists TURBOESM_CPU_VARIANT_ENTRY(name) lines, widest first; TURBOESM_CPU_VARIANTS the names.
+function(turboesm_add_cpu_kernels target)
+  set(variants baseline)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    set(variants avx512 avx2 baseline)
+  endif()
+  if(MSVC)
+    set(optimize /O2)
+    set(avx2_flags /arch:AVX2)
+    set(avx512_flags /arch:AVX512)
+  else()
+    set(optimize -O3 -fno-math-errno -ffp-contract=fast)
+    set(avx2_flags -mavx2 -mfma -mf16c -mbmi2)
+    # GCC 12 takes the deliberately undefined operands inside its own AVX-512 intrinsics for a fault (GCC bug 105593).
+    set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
+                     $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-uninitialized>)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      list(APPEND avx512_flags -Wno-maybe-uninitialized)  # false alarms from GCC 12's own AVX-512 header
+    endif()
+  endif()
+
+  set(entries "")
+  foreach(variant IN LISTS variants)
+    set(object turboesm_cpu_kernels_${variant})
+    add_library(${object} OBJECT ${PROJECT_SOURCE_DIR}/runtime/cpu/kernels.cpp)
+    target_compile_options(${object} PRIVATE ${optimize} ${${variant}_flags})
+    target_compile_definitions(${object} PRIVATE TURBOESM_CPU_VARIANT=${variant} Eigen=Eigen_${variant})
+    target_link_libraries(${object} PRIVATE turboesm_compile_options ${TURBOESM_FMT} Eigen3::Eigen)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+    string(APPEND entries "TURBOESM_CPU_VARIANT_ENTRY(${variant})\n")
+  endforeach()
+  file(CONFIGURE OUTPUT ${TURBOESM_GENERATED_DIR}/cpu_variants.inc CONTENT "${entries}" @ONLY)
+  set(TURBOESM_CPU_VARIANTS ${variants} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/esm2.h"
+
+// The measurements behind `turboesm bench`. Each warms up, repeats and takes the median; buffers are larger than any
+// last-level cache where bandwidth is the question.
+namespace turboesm {
+
+struct Timing {
+  double median = 0, fastest = 0, slowest = 0;  // seconds
+  uint32_t repeats = 0;
+};
+
+struct BenchOptions {
+  double seconds = 1.0;      // spent on repeats, after the warm-up
+  uint32_t min_repeats = 5;
+  uint32_t max_repeats = 1000;
+  bool profile = false;
+};
+
+struct CopyBench {
+  uint64_t bytes = 0;  // of the source
+  Timing device;
+  double bytes_per_second() const { return 2.0 * double(bytes) / device.median; }  // read and written
+};
+// Copies a buffer of `bytes` to another inside the device.
+CopyBench bench_copy(Device& device, uint64_t bytes, const BenchOptions& options);
+
+struct LinearBench {
+  uint32_t rows = 0, inputs = 0, outputs = 0;
+  DType dtype = DType::f32;
+  bool gelu = false;
+  Timing device;
+  double flops_per_second() const { return 2.0 * rows * inputs * double(outputs) / device.median; }
+};
+// One linear layer with bias on random data: x and weight of dtype, y of dtype.
+LinearBench bench_linear(Device& device, uint32_t rows, uint32_t inputs, uint32_t outputs, DType dtype, bool gelu,
+                         const BenchOptions& options);
+
+struct PrefillBench {
+  BatchShape shape;
+  Timing device;  // on the device's clock
+  Timing host;    // from submission to completion, as the caller waits
+  double flops = 0;         // of products (linear layers and attention), multiply and add counted as two
+  uint64_t bytes = 0;       // fewest that must move: weights once, logits written
+  struct OperationTime {
+    std::string name;
+    uint32_t count = 0;
+    double seconds = 0, flops = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<OperationTime> profile;  // with BenchOptions::profile; the slowest first
+  double residues_per_second() const { return double(shape.tokens) / device.median; }
+  double flops_per_second() const { return flops / device.median; }
+};
+// The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues.
+PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options);
+
+// What this device was measured to do at best: the two limits of the roofline. The product's shape is that of a large
+// model's feed-forward layer on a GPU, smaller on the CPU and on a software driver.
+struct DeviceLimits {
+  double bytes_per_second = 0;
+  double flops_per_second = 0;  // of a linear layer in this dtype
+};
+DeviceLimits measure_limits(Device& device, DType dtype);
+
+// Sums a recording's operation times by kind of operation, the slowest first.
+std::vector<PrefillBench::OperationTime> profile_by_kind(std::span<const Operation> operations,
+                                                         std::span<const double> seconds);
+
+}  // namespace turboesm

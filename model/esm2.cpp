@@ -1,0 +1,179 @@
+#include "model/esm2.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "runtime/error.h"
+
+namespace turboesm {
+namespace {
+
+constexpr uint64_t kAlignment = 256;
+uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Hands out one region's tensors one behind the other. Used with a null buffer to measure and with the real one to
+// place, so that the two cannot differ.
+class Region {
+ public:
+  explicit Region(Buffer* buffer) : buffer_(buffer) {}
+  Tensor take(uint64_t count, DType dtype) {
+    const Tensor tensor{buffer_, size_, count, dtype};
+    size_ = aligned(size_ + tensor.bytes());
+    return tensor;
+  }
+  void restart() { size_ = 0; }
+  uint64_t size() const { return size_; }
+
+ private:
+  Buffer* buffer_;
+  uint64_t size_ = 0;
+};
+
+uint64_t residues(uint32_t length) { return length > 2 ? length - 2 : 0; }
+
+// Lays out every tensor of a forward pass. `cu_seqlens` may be empty when only sizes are wanted: then all sequences are
+// taken to be of max_length.
+ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, std::span<const int32_t> cu_seqlens,
+                     const ForwardOptions& options, const Workspace& workspace, WorkspaceSizes& sizes) {
+  using R = WorkspaceSizes;
+  ForwardTensors t;
+  const uint64_t T = shape.tokens, B = shape.sequences, H = c.hidden, L = shape.max_length;
+  const auto region = [&](R::Region which, auto&& fill) {
+    Region r(workspace[which]);
+    fill(r);
+    sizes.bytes[which] = r.size();
+  };
+  region(R::inputs, [&](Region& r) {
+    t.ids = r.take(T, DType::i32);
+    t.positions = r.take(T, DType::i32);
+    t.cu_seqlens = r.take(B + 1, DType::i32);
+    t.scale = r.take(B, DType::f32);
+    t.rope_table = r.take(L * c.head_dim(), DType::f32);
+  });
+  region(R::residual, [&](Region& r) { t.x = r.take(T * H, DType::f32); });
+  region(R::normed, [&](Region& r) { t.normed = r.take(T * H, dtype); });
+  // qkv with q, k, v, the feed-forward layer and the LM head's dense layer are never alive together.
+  uint64_t wide = 0;
+  region(R::wide, [&](Region& r) {
+    t.qkv = r.take(3 * T * H, dtype);
+    t.q = r.take(T * H, dtype);
+    t.k = r.take(T * H, dtype);
+    t.v = r.take(T * H, dtype);
+    wide = r.size();
+    r.restart();
+    t.feed = r.take(T * c.intermediate, dtype);
+    wide = std::max(wide, r.size());
+    r.restart();
+    t.lm_dense = r.take(T * H, DType::f32);
+    wide = std::max(wide, r.size());
+  });
+  sizes.bytes[R::wide] = wide;
+  region(R::final_hidden, [&](Region& r) { t.final_hidden = r.take(T * H, DType::f32); });
+  region(R::hidden, [&](Region& r) {
+    for (size_t i = 0; options.hidden && i < options.layers.size(); ++i) t.hidden.push_back(r.take(T * H, DType::f32));
+  });
+  region(R::means, [&](Region& r) {
+    for (size_t i = 0; options.means && i < options.layers.size(); ++i) t.means.push_back(r.take(B * H, DType::f32));
+  });
+  region(R::logits, [&](Region& r) {
+    if (options.logits) t.logits = r.take(T * c.vocab, DType::f32);
+  });
+  region(R::maps, [&](Region& r) {
+    if (!options.contacts || residues(uint32_t(L)) == 0) return;
+    t.maps = r.take(c.heads * L * L, DType::f32);
+    t.map_sums = r.take(c.heads * (L - 1), DType::f32);
+  });
+  region(R::contacts, [&](Region& r) {
+    for (uint32_t b = 0; options.contacts && b < B; ++b) {
+      const uint64_t n = residues(cu_seqlens.empty() ? uint32_t(L) : uint32_t(cu_seqlens[b + 1] - cu_seqlens[b]));
+      t.contacts.push_back(n ? r.take(n * n, DType::f32) : Tensor{});
+    }
+  });
+  return t;
+}
+
+}  // namespace
+
+uint64_t WorkspaceSizes::total() const { return std::accumulate(bytes.begin(), bytes.end(), uint64_t(0)); }
+
+WorkspaceSizes WorkspaceSizes::lay_out(const Esm2Config& config, DType dtype, const BatchShape& shape,
+                                       const ForwardOptions& options) {
+  WorkspaceSizes sizes;
+  place(config, dtype, shape, {}, options, Workspace{}, sizes);
+  return sizes;
+}
+
+void Workspace::reserve(Device& device, const WorkspaceSizes& sizes) {
+  // What is too small goes first, so that old and new never exist together.
+  for (uint32_t i = 0; i < WorkspaceSizes::kRegions; ++i)
+    if (buffers_[i] && buffers_[i]->size() < sizes.bytes[i]) buffers_[i].reset();
+  try {
+    for (uint32_t i = 0; i < WorkspaceSizes::kRegions; ++i)
+      if (!buffers_[i] && sizes.bytes[i]) buffers_[i] = device.allocate(sizes.bytes[i], MemoryLabel::activations);
+  } catch (...) {
+    buffers_ = {};
+    throw;
+  }
+}
+
+Forward Esm2::prepare(const Batch& batch, const ForwardOptions& options, const RecordOptions& record) {
+  for (uint32_t layer : options.layers)
+    if (layer > config().layers)
+      throw_error(ErrorKind::usage, "layer {} does not exist: the model has hidden states 0 to {}", layer,
+                  config().layers);
+  if (options.contacts && !weights_.has_contact_head)
+    throw_error(ErrorKind::usage, "this model has no contact head (esm.contact_head.regression.weight)");
+
+  Forward forward(*device_, weights_, batch.shape, options);
+  WorkspaceSizes sizes;
+  place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, Workspace{}, sizes);
+  workspace_.reserve(*device_, sizes);
+  forward.tensors_ = place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, workspace_, sizes);
+  device_->upload<float>(forward.tensors_.rope_table, rope_table(batch.shape.max_length, config().head_dim()));
+  forward.operations_ = forward_operations(weights_, forward.tensors_, batch.shape, batch.cu_seqlens, options);
+  forward.recording_ = device_->record(forward.operations_, record);
+  return forward;
+}
+
+ForwardResult Esm2::forward(const Batch& batch, const ForwardOptions& options) {
+  Forward forward = prepare(batch, options);
+  forward.upload(batch);
+  forward.run();
+  return forward.download();
+}
+
+void Forward::upload(const Batch& batch) {
+  if (batch.shape.tokens != shape_.tokens || batch.shape.sequences != shape_.sequences ||
+      batch.shape.max_length > shape_.max_length)
+    throw_error(ErrorKind::usage, "[forward] recorded for {} tokens in {} sequences of at most {}, given {} in {} of {}",
+                shape_.tokens, shape_.sequences, shape_.max_length, batch.shape.tokens, batch.shape.sequences,
+                batch.shape.max_length);
+  device_->upload<int32_t>(tensors_.ids, batch.ids);
+  device_->upload<int32_t>(tensors_.positions, batch.positions);
+  device_->upload<int32_t>(tensors_.cu_seqlens, batch.cu_seqlens);
+}
+
+Ticket Forward::submit() { return device_->submit(*recording_); }
+
+void Forward::run() { device_->wait(submit()); }
+
+ForwardResult Forward::download() const {
+  const auto fetch = [&](const Tensor& tensor) {
+    std::vector<float> values(tensor.count);
+    if (tensor) device_->download<float>(tensor, values);
+    return values;
+  };
+  ForwardResult result;
+  for (const Tensor& tensor : tensors_.means) result.means.push_back(fetch(tensor));
+  for (const Tensor& tensor : tensors_.hidden) result.hidden.push_back(fetch(tensor));
+  result.logits = fetch(tensors_.logits);
+  for (const Tensor& tensor : tensors_.contacts) {
+    std::vector<float> contacts = fetch(tensor);
+    for (float& value : contacts) value = 1.0f / (1.0f + std::exp(-(value + weights_->contact_bias)));
+    result.contacts.push_back(std::move(contacts));
+  }
+  return result;
+}
+
+}  // namespace turboesm

@@ -1,0 +1,58 @@
+#include "model/plan.h"
+
+#include <limits>
+
+namespace turboesm {
+
+uint64_t MemoryPlan::bytes(MemoryLabel label) const {
+  uint64_t sum = 0;
+  for (const Row& row : rows)
+    if (row.label == label) sum += row.bytes;
+  return sum;
+}
+
+uint64_t MemoryPlan::total() const {
+  uint64_t sum = 0;
+  for (const Row& row : rows) sum += row.bytes;
+  return sum;
+}
+
+MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
+                       uint64_t staging_bytes) {
+  using R = WorkspaceSizes;
+  const WorkspaceSizes sizes = R::lay_out(config, dtype, shape, options);
+  const auto activations = [&](const char* what, R::Region region) {
+    return MemoryPlan::Row{what, MemoryLabel::activations, sizes.bytes[region]};
+  };
+  MemoryPlan plan;
+  for (MemoryPlan::Row& row : std::vector<MemoryPlan::Row>{
+           {"weights", MemoryLabel::weights, Esm2Weights::bytes(config, dtype)},
+           activations("token ids, positions and RoPE table", R::inputs),
+           activations("residual stream", R::residual),
+           activations("normed input and attention output", R::normed),
+           activations("q, k, v and feed-forward", R::wide),
+           activations("last hidden state", R::final_hidden),
+           activations("hidden states kept", R::hidden),
+           activations("means", R::means),
+           activations("logits", R::logits),
+           activations("attention maps", R::maps),
+           activations("contacts", R::contacts),
+           {"staging", MemoryLabel::staging, staging_bytes}})
+    if (row.bytes) plan.rows.push_back(std::move(row));
+  return plan;
+}
+
+uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
+                   uint64_t staging_bytes, uint64_t budget) {
+  const auto fits = [&](uint32_t sequences) {
+    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, staging_bytes).total() <= budget;
+  };
+  uint32_t low = 0, high = std::numeric_limits<int32_t>::max() / length + 1;  // packed tokens are counted in 31 bits
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace turboesm

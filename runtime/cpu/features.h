@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace turboesm::cpu {
+
+std::string processor_name();  // as the processor spells it, or its architecture
+
+// Whether this processor and operating system can run the kernels compiled as `variant` (cmake/CpuKernels.cmake).
+bool can_run(std::string_view variant);
+
+}  // namespace turboesm::cpu

@@ -1,0 +1,453 @@
+// Every operation on the CPU, compiled once for each instruction set (TURBOESM_CPU_VARIANT names it). Plain and exact
+// enough to be the oracle of every other back end: products of D operands in fp32, everything else in fp32, each row's
+// sums in an order that depends on the row's own length alone.
+#include "runtime/cpu/kernels.h"
+
+#include <cmath>
+
+#include <Eigen/Core>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "runtime/cpu/buffer.h"
+#include "runtime/random.h"
+#include "shaders/include/erf_coefficients.h"
+
+namespace turboesm::cpu {
+namespace {
+
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Stride = Eigen::OuterStride<>;
+using ConstMap = Eigen::Map<const RowMajor, Eigen::Unaligned, Stride>;
+using MutableMap = Eigen::Map<RowMajor, Eigen::Unaligned, Stride>;
+
+template <class T>
+T* as(const Tensor& tensor) {
+  return reinterpret_cast<T*>(data_of(tensor));
+}
+
+uint64_t min_of(uint64_t a, uint64_t b) { return a < b ? a : b; }
+uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+// Sequence of a packed token: the last b with cu_seqlens[b] <= token, empty sequences skipped.
+uint32_t sequence_of(const int32_t* cu_seqlens, uint32_t sequences, uint32_t token) {
+  uint32_t low = 0, high = sequences;
+  while (high - low > 1) {
+    const uint32_t middle = (low + high) / 2;
+    if (uint32_t(cu_seqlens[middle]) <= token)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// ---- 16-bit storage -------------------------------------------------------------------------------------------------
+
+void widen_f16(const uint16_t* source, float* destination, uint64_t count) {
+  uint64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(destination + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
+#endif
+  for (; i < count; ++i) destination[i] = f32_from_f16(source[i]);
+}
+
+void narrow_f16(const float* source, uint16_t* destination, uint64_t count) {
+  uint64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(destination + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+  for (; i < count; ++i) destination[i] = f16_from_f32(source[i]);
+}
+
+// Elements [first, first + count) of a tensor as f32.
+void load(const Tensor& tensor, uint64_t first, uint64_t count, float* destination) {
+  switch (tensor.dtype) {
+    case DType::f16: return widen_f16(as<const uint16_t>(tensor) + first, destination, count);
+    case DType::bf16: {
+      const uint16_t* source = as<const uint16_t>(tensor) + first;
+      for (uint64_t i = 0; i < count; ++i) {
+        const uint32_t bits = uint32_t(source[i]) << 16;
+        __builtin_memcpy(destination + i, &bits, 4);
+      }
+      return;
+    }
+    default: __builtin_memcpy(destination, as<const float>(tensor) + first, count * 4);
+  }
+}
+
+void store(const Tensor& tensor, uint64_t first, uint64_t count, const float* source) {
+  switch (tensor.dtype) {
+    case DType::f16: return narrow_f16(source, as<uint16_t>(tensor) + first, count);
+    case DType::bf16:
+      for (uint64_t i = 0; i < count; ++i) as<uint16_t>(tensor)[first + i] = bf16_from_f32(source[i]);
+      return;
+    default: __builtin_memcpy(as<float>(tensor) + first, source, count * 4);
+  }
+}
+
+// A thread's scratch memory: grows to the largest need and stays.
+class Scratch {
+ public:
+  ~Scratch() { Eigen::internal::aligned_free(data_); }
+  float* get(uint64_t floats) {
+    if (floats > capacity_) {
+      Eigen::internal::aligned_free(data_);
+      data_ = static_cast<float*>(Eigen::internal::aligned_malloc(floats * sizeof(float)));
+      capacity_ = floats;
+    }
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  uint64_t capacity_ = 0;
+};
+
+// Rows [first, first + count) of a [*, width] tensor with the given row stride as f32: a view when the storage is f32
+// and no row of padding is asked for, else a copy in `scratch`, its rows past `count` zero up to `padded`.
+const float* rows_as_f32(const Tensor& tensor, uint64_t first, uint64_t count, uint64_t padded, uint64_t width,
+                         uint64_t stride, uint64_t column, float* scratch, uint64_t& scratch_stride) {
+  if (tensor.dtype == DType::f32 && padded == count) {
+    scratch_stride = stride;
+    return as<const float>(tensor) + first * stride + column;
+  }
+  scratch_stride = width;
+  for (uint64_t i = 0; i < count; ++i) load(tensor, (first + i) * stride + column, width, scratch + i * width);
+  for (uint64_t i = count * width; i < padded * width; ++i) scratch[i] = 0;
+  return scratch;
+}
+
+// ---- Arithmetic in a fixed order ------------------------------------------------------------------------------------
+
+constexpr int kLanes = 16;
+
+template <class F>
+float sum_of(uint64_t count, F&& term) {
+  float lanes[kLanes] = {};
+  uint64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
+  for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += term(i);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
+
+float max_of(const float* values, uint64_t count) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = values[0];
+  uint64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lanes[lane] < values[i + lane] ? values[i + lane] : lanes[lane];
+  for (; i < count; ++i) lanes[0] = lanes[0] < values[i] ? values[i] : lanes[0];
+  for (int lane = 1; lane < kLanes; ++lane) lanes[0] = lanes[0] < lanes[lane] ? lanes[lane] : lanes[0];
+  return lanes[0];
+}
+
+// values = exp(values - shift), in place; returns their sum.
+float exponentiate(float* values, uint64_t count, float shift) {
+  Eigen::Map<Eigen::ArrayXf> row(values, Eigen::Index(count));
+  row = (row - shift).exp();
+  return sum_of(count, [values](uint64_t i) { return values[i]; });
+}
+
+// GELU(z) = z/2 (1 + erf(z / sqrt 2)); the error function as erf_coefficients.h states it, free of branches so that the
+// loop over a row vectorizes.
+float gelu(float z) {
+  const float x = z * 0.70710678118654752f, t = x * x;
+  float p = TURBOESM_ERF_P6, q = TURBOESM_ERF_Q5;
+  for (const float c : {TURBOESM_ERF_P5, TURBOESM_ERF_P4, TURBOESM_ERF_P3, TURBOESM_ERF_P2, TURBOESM_ERF_P1,
+                        TURBOESM_ERF_P0})
+    p = p * t + c;
+  for (const float c : {TURBOESM_ERF_Q4, TURBOESM_ERF_Q3, TURBOESM_ERF_Q2, TURBOESM_ERF_Q1, TURBOESM_ERF_Q0})
+    q = q * t + c;
+  const float quotient = x * (p / q), sign = x < 0 ? -1.0f : 1.0f;
+  const float inside = quotient > 1.0f ? 1.0f : quotient < -1.0f ? -1.0f : quotient;
+  const float erf = (x < 0 ? -x : x) >= TURBOESM_ERF_LIMIT ? sign : inside;
+  return 0.5f * z + 0.5f * z * erf;
+}
+
+// ---- Operations -----------------------------------------------------------------------------------------------------
+
+void token_dropout(const TokenDropout& a, Range sequences) {
+  constexpr float kTrainedMaskRatio = 0.15f * 0.8f;
+  const int32_t* ids = as<const int32_t>(a.ids);
+  const int32_t* cu_seqlens = as<const int32_t>(a.cu_seqlens);
+  for (uint64_t b = sequences.begin; b < sequences.end; ++b) {
+    const int32_t length = cu_seqlens[b + 1] - cu_seqlens[b];
+    int32_t masks = 0;
+    for (int32_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; ++t) masks += ids[t] == a.mask_id;
+    const float kept = length ? 1.0f - float(masks) / float(length) : 0.0f;
+    as<float>(a.scale)[b] = masks < length ? (1.0f - kTrainedMaskRatio) / kept : 0.0f;
+  }
+}
+
+void embed(const Embed& a, Range tokens) {
+  const int32_t* ids = as<const int32_t>(a.ids);
+  const int32_t* cu_seqlens = as<const int32_t>(a.cu_seqlens);
+  for (uint64_t t = tokens.begin; t < tokens.end; ++t) {
+    float* out = as<float>(a.out) + t * a.width;
+    const int32_t id = ids[t];
+    const bool known = id >= 0 && uint32_t(id) < a.vocab;
+    load(a.table, uint64_t(known ? id : a.unk_id) * a.width, a.width, out);
+    if (!a.scale) continue;
+    const float scale =
+        id == a.mask_id ? 0.0f : as<const float>(a.scale)[sequence_of(cu_seqlens, a.sequences, uint32_t(t))];
+    for (uint32_t i = 0; i < a.width; ++i) out[i] *= scale;
+  }
+}
+
+void layer_norm(const LayerNorm& a, Range rows) {
+  static thread_local Scratch scratch;
+  float* y = scratch.get(a.width);
+  const float* weight = as<const float>(a.weight);
+  const float* bias = as<const float>(a.bias);
+  for (uint64_t r = rows.begin; r < rows.end; ++r) {
+    const float* x = as<const float>(a.x) + r * a.width;
+    const float mean = sum_of(a.width, [x](uint64_t i) { return x[i]; }) / float(a.width);
+    const float variance = sum_of(a.width, [=](uint64_t i) { return (x[i] - mean) * (x[i] - mean); }) / float(a.width);
+    const float scale = 1.0f / std::sqrt(variance + a.epsilon);
+    for (uint32_t i = 0; i < a.width; ++i) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+    store(a.y, r * a.width, a.width, y);
+  }
+}
+
+// Eigen computes groups of columns and a remainder with different code; rows padded to whole groups make a row's
+// result the same wherever it stands.
+constexpr uint64_t kRowGroup = 8;
+
+void linear(const Linear& a, Range tiles) {
+  static thread_local Scratch x_scratch, weight_scratch, product_scratch;
+  const uint64_t output_tiles = (a.outputs + kLinearOutputs - 1) / kLinearOutputs;
+  for (uint64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+    const uint64_t row = tile / output_tiles * kLinearRows, output = tile % output_tiles * kLinearOutputs;
+    const uint64_t rows = min_of(kLinearRows, a.rows - row), outputs = min_of(kLinearOutputs, a.outputs - output);
+    const uint64_t padded = round_up(rows, kRowGroup), k = a.inputs;
+
+    uint64_t x_stride = 0, weight_stride = 0;
+    const float* x = rows_as_f32(a.x, row, rows, padded, k, k, 0, x_scratch.get(padded * k), x_stride);
+    const float* weight =
+        rows_as_f32(a.weight, output, outputs, outputs, k, k, 0, weight_scratch.get(outputs * k), weight_stride);
+    float* product = product_scratch.get(padded * outputs);
+    const auto size = [](uint64_t n) { return Eigen::Index(n); };
+    MutableMap(product, size(padded), size(outputs), Stride(size(outputs))).noalias() =
+        ConstMap(x, size(padded), size(k), Stride(size(x_stride))) *
+        ConstMap(weight, size(outputs), size(k), Stride(size(weight_stride))).transpose();
+
+    for (uint64_t r = 0; r < rows; ++r) {
+      float* y = product + r * outputs;
+      const uint64_t first = (row + r) * a.outputs + output;
+      if (a.bias) {
+        const float* bias = as<const float>(a.bias) + output;
+        for (uint64_t i = 0; i < outputs; ++i) y[i] += bias[i];
+      }
+      if (a.gelu)
+        for (uint64_t i = 0; i < outputs; ++i) y[i] = gelu(y[i]);
+      if (a.residual) {
+        const float* residual = as<const float>(a.residual) + first;
+        for (uint64_t i = 0; i < outputs; ++i) y[i] += residual[i];
+      }
+      store(a.y, first, outputs, y);
+    }
+  }
+}
+
+void rope_split(const RopeSplit& a, Range tokens) {
+  static thread_local Scratch scratch;
+  const uint64_t width = uint64_t(a.heads) * a.head_dim;
+  const uint32_t half = a.head_dim / 2;
+  float* row = scratch.get(3 * width);
+  for (uint64_t t = tokens.begin; t < tokens.end; ++t) {
+    load(a.qkv, t * 3 * width, 3 * width, row);
+    const float* cosines = as<const float>(a.table) + uint64_t(as<const int32_t>(a.positions)[t]) * a.head_dim;
+    const float* sines = cosines + half;
+    for (uint32_t head = 0; head < 2 * a.heads; ++head) {  // the heads of q, then those of k
+      float* v = row + uint64_t(head) * a.head_dim;
+      const float scale = head < a.heads ? a.q_scale : 1.0f;
+      for (uint32_t i = 0; i < half; ++i) {
+        const float x = v[i] * scale, y = v[i + half] * scale;
+        v[i] = x * cosines[i] - y * sines[i];
+        v[i + half] = y * cosines[i] + x * sines[i];
+      }
+    }
+    store(a.q, t * width, width, row);
+    store(a.k, t * width, width, row + width);
+    store(a.v, t * width, width, row + 2 * width);
+  }
+}
+
+constexpr uint64_t kKeyBlock = 256;
+
+// One block of queries of one head, with an online softmax over blocks of keys.
+void attend(const Attention& a, uint64_t begin, uint64_t end, uint64_t first_query, uint64_t head, Scratch& scratch) {
+  const uint64_t d = a.head_dim, width = uint64_t(a.heads) * d, column = head * d;
+  const uint64_t queries = min_of(kQueryBlock, end - first_query), padded = round_up(queries, kRowGroup);
+
+  float* memory = scratch.get(padded * d * 2 + kKeyBlock * d * 2 + padded * kKeyBlock + padded * 2);
+  float* q_copy = memory;
+  float* out = q_copy + padded * d;
+  float* k_copy = out + padded * d;
+  float* v_copy = k_copy + kKeyBlock * d;
+  float* scores = v_copy + kKeyBlock * d;
+  float* row_max = scores + padded * kKeyBlock;
+  float* row_sum = row_max + padded;
+
+  const auto size = [](uint64_t n) { return Eigen::Index(n); };
+  uint64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  const float* q = rows_as_f32(a.q, first_query, queries, padded, d, width, column, q_copy, q_stride);
+  MutableMap out_map(out, size(padded), size(d), Stride(size(d)));
+  out_map.setZero();
+  for (uint64_t r = 0; r < padded; ++r) row_max[r] = -INFINITY, row_sum[r] = 0;
+
+  for (uint64_t key = begin; key < end; key += kKeyBlock) {
+    const uint64_t keys = min_of(kKeyBlock, end - key);
+    const float* k = rows_as_f32(a.k, key, keys, keys, d, width, column, k_copy, k_stride);
+    const float* v = rows_as_f32(a.v, key, keys, keys, d, width, column, v_copy, v_stride);
+    MutableMap score_map(scores, size(padded), size(keys), Stride(size(keys)));
+    score_map.noalias() = ConstMap(q, size(padded), size(d), Stride(size(q_stride))) *
+                          ConstMap(k, size(keys), size(d), Stride(size(k_stride))).transpose();
+    for (uint64_t r = 0; r < padded; ++r) {
+      float* row = scores + r * keys;
+      const float block_max = max_of(row, keys), new_max = row_max[r] < block_max ? block_max : row_max[r];
+      const float shrink = std::exp(row_max[r] - new_max);
+      row_sum[r] = row_sum[r] * shrink + exponentiate(row, keys, new_max);
+      row_max[r] = new_max;
+      for (uint64_t i = 0; i < d; ++i) out[r * d + i] *= shrink;
+    }
+    out_map.noalias() += score_map * ConstMap(v, size(keys), size(d), Stride(size(v_stride)));
+  }
+  for (uint64_t r = 0; r < queries; ++r) {
+    const float scale = 1.0f / row_sum[r];
+    for (uint64_t i = 0; i < d; ++i) out[r * d + i] *= scale;
+    store(a.out, (first_query + r) * width + column, d, out + r * d);
+  }
+}
+
+void attention(const Attention& a, Range blocks) {
+  static thread_local Scratch scratch;
+  const uint64_t query_blocks = (a.max_length + kQueryBlock - 1) / kQueryBlock;
+  const int32_t* cu_seqlens = as<const int32_t>(a.cu_seqlens);
+  for (uint64_t item = blocks.begin; item < blocks.end; ++item) {
+    const uint64_t sequence = item / query_blocks / a.heads, head = item / query_blocks % a.heads;
+    const uint64_t begin = uint64_t(cu_seqlens[sequence]), end = uint64_t(cu_seqlens[sequence + 1]);
+    const uint64_t first_query = begin + item % query_blocks * kQueryBlock;
+    if (first_query < end) attend(a, begin, end, first_query, head, scratch);
+  }
+}
+
+void pool_mean(const PoolMean& a, Range sequences) {
+  const int32_t* cu_seqlens = as<const int32_t>(a.cu_seqlens);
+  for (uint64_t b = sequences.begin; b < sequences.end; ++b) {
+    float* out = as<float>(a.out) + b * a.width;
+    for (uint32_t i = 0; i < a.width; ++i) out[i] = 0;
+    const int64_t first = int64_t(cu_seqlens[b]) + 1, last = int64_t(cu_seqlens[b + 1]) - 1;
+    if (first >= last) continue;
+    for (int64_t t = first; t < last; ++t) {
+      const float* x = as<const float>(a.x) + uint64_t(t) * a.width;
+      for (uint32_t i = 0; i < a.width; ++i) out[i] += x[i];
+    }
+    for (uint32_t i = 0; i < a.width; ++i) out[i] /= float(last - first);
+  }
+}
+
+void attention_maps(const AttentionMaps& a, Range rows) {
+  static thread_local Scratch scratch;
+  const uint64_t d = a.head_dim, width = uint64_t(a.heads) * d;
+  float* q = scratch.get(2 * d);
+  float* k = q + d;
+  for (uint64_t item = rows.begin; item < rows.end; ++item) {
+    const uint64_t head = item / a.length, row = item % a.length;
+    float* out = as<float>(a.out) + item * a.length;
+    load(a.q, (a.begin + row) * width + head * d, d, q);
+    for (uint64_t j = 0; j < a.length; ++j) {
+      load(a.k, (a.begin + j) * width + head * d, d, k);
+      out[j] = sum_of(d, [=](uint64_t i) { return q[i] * k[i]; });
+    }
+    const float sum = exponentiate(out, a.length, max_of(out, a.length));
+    for (uint64_t j = 0; j < a.length; ++j) out[j] /= sum;
+  }
+}
+
+void contact_sums(const ContactSums& a, Range heads) {
+  const uint64_t residues = a.length - 2;
+  for (uint64_t head = heads.begin; head < heads.end; ++head) {
+    const float* map = as<const float>(a.maps) + head * a.length * a.length;
+    float* sums = as<float>(a.sums) + head * (residues + 1);
+    for (uint64_t i = 0; i < residues; ++i)
+      sums[i] = sum_of(residues, [=, length = uint64_t(a.length)](uint64_t j) {
+        return map[(i + 1) * length + j + 1] + map[(j + 1) * length + i + 1];
+      });
+    sums[residues] = sum_of(residues, [=](uint64_t i) { return sums[i]; });
+  }
+}
+
+void contact_accumulate(const ContactAccumulate& a, Range rows) {
+  const uint64_t residues = a.length - 2, length = a.length;
+  for (uint64_t i = rows.begin; i < rows.end; ++i) {
+    float* logits = as<float>(a.logits) + i * residues;
+    for (uint64_t head = 0; head < a.heads; ++head) {
+      const float* map = as<const float>(a.maps) + head * length * length;
+      const float* sums = as<const float>(a.sums) + head * (residues + 1);
+      const float weight = as<const float>(a.weight)[head], share = sums[i] / sums[residues];
+      for (uint64_t j = 0; j < residues; ++j) {
+        const float symmetric = map[(i + 1) * length + j + 1] + map[(j + 1) * length + i + 1];
+        logits[j] += weight * (symmetric - share * sums[j]);
+      }
+    }
+  }
+}
+
+// Hands body(first element, elements) the parts of `count` elements that the blocks stand for.
+template <class F>
+void for_elements(Range blocks, uint64_t count, F&& body) {
+  const uint64_t first = blocks.begin * kElementBlock, last = min_of(blocks.end * kElementBlock, count);
+  for (uint64_t i = first; i < last; i += kElementBlock) body(i, min_of(kElementBlock, last - i));
+}
+
+void fill(const Fill& a, Range blocks) {
+  for_elements(blocks, a.out.count, [&](uint64_t first, uint64_t count) {
+    float values[kElementBlock];
+    for (uint64_t i = 0; i < count; ++i) values[i] = a.value;
+    store(a.out, first, count, values);
+  });
+}
+
+void random_normal(const RandomNormal& a, Range blocks) {
+  for_elements(blocks, a.out.count, [&](uint64_t first, uint64_t count) {
+    float values[kElementBlock];
+    for (uint64_t i = 0; i < count; i += 2) {
+      random_normal_pair(a.seed, uint32_t((first + i) / 2), values[i], values[i + 1]);
+      values[i] *= a.stddev;
+      values[i + 1] *= a.stddev;
+    }
+    store(a.out, first, count, values);
+  });
+}
+
+void copy(const Copy& a, Range blocks) {
+  const uint64_t width = size_of(a.source.dtype);
+  for_elements(blocks, a.destination.count, [&](uint64_t first, uint64_t count) {
+    __builtin_memcpy(data_of(a.destination) + first * width, data_of(a.source) + first * width, count * width);
+  });
+}
+
+}  // namespace
+
+#define TURBOESM_CONCATENATE_(a, b) a##b
+#define TURBOESM_CONCATENATE(a, b) TURBOESM_CONCATENATE_(a, b)
+#define TURBOESM_TEXT_(a) #a
+#define TURBOESM_TEXT(a) TURBOESM_TEXT_(a)
+
+extern const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT);
+const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT) = {
+    TURBOESM_TEXT(TURBOESM_CPU_VARIANT), token_dropout, embed, layer_norm, linear, rope_split, attention, pool_mean,
+    attention_maps, contact_sums, contact_accumulate, fill, random_normal, copy,
+};
+
+}  // namespace turboesm::cpu

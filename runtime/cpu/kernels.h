@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/operations.h"
+
+namespace turboesm::cpu {
+
+// Items of work of one operation: kernels compute items [begin, end), in any order and on any thread.
+struct Range {
+  uint64_t begin, end;
+};
+
+// Sizes of the pieces that one item stands for.
+inline constexpr uint32_t kLinearRows = 192;     // an item of Linear is a tile of this many rows ...
+inline constexpr uint32_t kLinearOutputs = 128;  // ... by this many outputs, output tiles innermost
+inline constexpr uint32_t kQueryBlock = 64;      // an item of Attention is this many queries of one head
+inline constexpr uint32_t kElementBlock = 4096;  // an item of Fill, RandomNormal and Copy
+
+// One instruction set's build of every operation; the file kernels.cpp is compiled once for each.
+struct Kernels {
+  const char* name;
+  void (*token_dropout)(const TokenDropout&, Range sequences);
+  void (*embed)(const Embed&, Range tokens);
+  void (*layer_norm)(const LayerNorm&, Range rows);
+  void (*linear)(const Linear&, Range tiles);
+  void (*rope_split)(const RopeSplit&, Range tokens);
+  void (*attention)(const Attention&, Range blocks);  // [sequences, heads, query blocks of max_length]
+  void (*pool_mean)(const PoolMean&, Range sequences);
+  void (*attention_maps)(const AttentionMaps&, Range rows);  // [heads, length]
+  void (*contact_sums)(const ContactSums&, Range heads);
+  void (*contact_accumulate)(const ContactAccumulate&, Range rows);  // of the residues
+  void (*fill)(const Fill&, Range blocks);
+  void (*random_normal)(const RandomNormal&, Range blocks);
+  void (*copy)(const Copy&, Range blocks);
+};
+
+// The widest build that this processor can run.
+const Kernels& best_kernels();
+
+}  // namespace turboesm::cpu

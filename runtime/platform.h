@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+
+// Everything that differs between operating systems. platform_posix.cpp (Linux, macOS) and platform_windows.cpp
+// implement it; no other file calls the operating system directly.
+namespace turboesm {
+
+// A whole file mapped read-only. Pages are read when first touched and shared with other processes. The file must not
+// be shortened while it is mapped.
+class MappedFile {
+ public:
+  // Errors (input, naming the file): missing, a directory or other special file, not readable. An empty file maps to
+  // an empty span.
+  static MappedFile open(const std::filesystem::path& path);
+
+  MappedFile() = default;
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  // Stays at the same address when the MappedFile is moved.
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
+// std::fopen for bytes as they are ("rb", "wb", ...) and any path; null with errno set when it fails.
+std::FILE* open_file(const std::filesystem::path& path, const char* mode);
+
+// Standard input, delivering bytes as they are.
+std::FILE* binary_stdin();
+
+// The running program's own file, symbolic links resolved; files that ship with it are found relative to this.
+std::filesystem::path executable_path();
+
+// This program's folder for files that can be made again ("~/.cache/turboesm" on Linux). It may not exist yet; empty
+// when the user has no home.
+std::filesystem::path user_cache_dir();
+
+// Whether a C file descriptor (0 stdin, 1 stdout, 2 stderr) is an interactive terminal.
+bool is_terminal(int fd);
+
+// Columns of the terminal on stderr, where progress is drawn; 80 when there is none.
+int terminal_width();
+
+// From here on the first SIGINT or SIGTERM (Ctrl-C) only makes interrupted() true, so that work can stop and clean up;
+// a second one ends the process at once.
+void install_interrupt_handler();
+bool interrupted();
+
+// A name in the same folder as `path` that no file has: what is written there can be renamed to `path` without copying.
+std::filesystem::path unique_sibling(const std::filesystem::path& path);
+
+// Main memory in bytes, a container's limit included: all there is, and what could be allocated now without swapping.
+// 0 when the system does not say.
+uint64_t total_memory_bytes();
+uint64_t available_memory_bytes();
+
+}  // namespace turboesm

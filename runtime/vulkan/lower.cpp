@@ -1,0 +1,236 @@
+#include "runtime/vulkan/lower.h"
+
+#include <bit>
+#include <initializer_list>
+
+#include "runtime/vulkan/lower_matrix.h"
+
+// One function per operation: which shader, which variant, how many workgroups. The struct Push in each is the shader's
+// push constant block, member for member: device addresses first, then 32-bit values, so that C++ and GLSL's scalar
+// layout agree without padding in between. Where a grid could need more workgroups than Vulkan guarantees, it is capped and
+// the kernel loops.
+namespace turboesm::vulkan {
+namespace {
+
+constexpr uint32_t kMaxGroups = 65535;  // per dimension; what Vulkan guarantees
+
+constexpr uint32_t ceil_div(uint64_t n, uint64_t d) { return uint32_t((n + d - 1) / d); }
+constexpr uint32_t capped(uint64_t groups) { return uint32_t(std::min<uint64_t>(groups, kMaxGroups)); }
+constexpr uint32_t id_of(DType dtype) { return uint32_t(dtype); }
+
+template <class Push>
+Dispatch dispatch(std::string_view shader, std::initializer_list<uint32_t> constants, std::array<uint32_t, 3> groups,
+                  const Push& push) {
+  Dispatch result{.shader = shader, .constants = constants, .groups = groups};
+  result.set_push(push);
+  return result;
+}
+
+Dispatch lower_one(const TokenDropout& a, const Traits&) {
+  struct Push {
+    uint64_t ids, cu_seqlens, scale;
+    uint32_t sequences;
+    int32_t mask_id;
+  };
+  return dispatch("token_dropout", {}, {capped(a.sequences), 1, 1},
+                  Push{address_of(a.ids), address_of(a.cu_seqlens), address_of(a.scale), a.sequences, a.mask_id});
+}
+
+Dispatch lower_one(const Embed& a, const Traits&) {
+  struct Push {
+    uint64_t ids, cu_seqlens, scale, table, out;
+    uint32_t tokens, sequences, vocab, width;
+    int32_t mask_id, unk_id;
+    uint32_t has_scale;
+  };
+  return dispatch("embed", {id_of(a.table.dtype)}, {capped(a.tokens), 1, 1},
+                  Push{address_of(a.ids), address_of(a.cu_seqlens), address_of(a.scale), address_of(a.table),
+                       address_of(a.out), a.tokens, a.sequences, a.vocab, a.width, a.mask_id, a.unk_id, bool(a.scale)});
+}
+
+Dispatch lower_one(const LayerNorm& a, const Traits&) {
+  struct Push {
+    uint64_t x, weight, bias, y;
+    uint32_t rows, width;
+    float epsilon;
+  };
+  const uint32_t threads = a.width <= 1024 ? 128 : 256;
+  return dispatch(
+      "layer_norm", {threads, id_of(a.y.dtype), ceil_div(a.width, 2 * threads)}, {capped(a.rows), 1, 1},
+      Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.rows, a.width, a.epsilon});
+}
+
+// bm x bn outputs per workgroup, bk inputs per step, tm x tn outputs per invocation: linear.comp says more.
+struct LinearTile {
+  uint32_t bm, bn, bk, tm, tn;
+  constexpr uint32_t threads() const { return bm / tm * (bn / tn); }
+  constexpr uint32_t shared_bytes() const { return (bm + bn) * (bk / 4 + 1) * 16; }
+};
+constexpr LinearTile kFewRows{16, 64, 32, 2, 2};  // not to compute 64 rows where there are 16
+constexpr LinearTile kSmallTile{64, 64, 32, 4, 4};
+constexpr LinearTile kLargeTile{128, 128, 16, 8, 8};  // more products per shared load, once there is work for everyone
+constexpr bool fits(const LinearTile& tile) { return tile.threads() <= 256 && tile.shared_bytes() <= 32768; }
+static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile));
+
+const LinearTile& linear_tile(const Linear& a, const Traits& traits) {
+  if (a.rows <= kFewRows.bm) return kFewRows;
+  constexpr uint32_t kUnknownUnits = 32;
+  const uint32_t units = traits.compute_units ? traits.compute_units : kUnknownUnits;
+  const uint64_t large_tiles = uint64_t(ceil_div(a.rows, kLargeTile.bm)) * ceil_div(a.outputs, kLargeTile.bn);
+  return large_tiles >= 2 * units ? kLargeTile : kSmallTile;
+}
+
+Dispatch lower_one(const Linear& a, const Traits& traits) {
+  if (auto matrix = lower_matrix_linear(a, traits)) return *matrix;
+  struct Push {
+    uint64_t x, weight, bias, residual, y;
+    uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
+  };
+  const LinearTile& tile = linear_tile(a, traits);
+  const bool by_fours = a.inputs % 4 == 0;
+  return dispatch(
+      "linear",
+      {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm, tile.tn},
+      {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1},
+      Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual), address_of(a.y), a.rows,
+           a.inputs, a.outputs, bool(a.bias), bool(a.residual), a.gelu});
+}
+
+Dispatch lower_one(const RopeSplit& a, const Traits&) {
+  struct Push {
+    uint64_t qkv, positions, table, q, k, v;
+    uint32_t tokens, heads, head_dim;
+    float q_scale;
+  };
+  constexpr uint32_t kThreads = 128;
+  const uint64_t items = uint64_t(a.tokens) * a.heads * (a.head_dim / 8);
+  return dispatch("rope_split", {id_of(a.qkv.dtype)}, {capped(ceil_div(items, kThreads)), 1, 1},
+                  Push{address_of(a.qkv), address_of(a.positions), address_of(a.table), address_of(a.q),
+                       address_of(a.k), address_of(a.v), a.tokens, a.heads, a.head_dim, a.q_scale});
+}
+
+// How attention.comp divides its work, for one head_dim.
+struct AttentionTile {
+  uint32_t slice, slices, queries, keys;
+};
+
+// Slices of at most 32 elements, so that q and the sum stay in registers; fewer keys per tile as rows get longer, so
+// that two tiles and the scores' shares take at most 24 KiB.
+AttentionTile attention_tile(uint32_t head_dim) {
+  constexpr uint32_t kThreads = 128, kMaxSlice = 32;
+  const uint32_t slices = std::bit_ceil(ceil_div(head_dim, kMaxSlice));
+  return {.slice = ceil_div(head_dim, 4 * slices) * 4,
+          .slices = slices,
+          .queries = kThreads / slices,
+          .keys = head_dim <= 32    ? 32u
+                  : head_dim <= 128 ? 16u
+                                    : 8u};
+}
+
+Dispatch lower_one(const Attention& a, const Traits& traits) {
+  if (auto matrix = lower_matrix_attention(a, traits)) return *matrix;
+  struct Push {
+    uint64_t q, k, v, cu_seqlens, out;
+    uint32_t heads;
+  };
+  const AttentionTile tile = attention_tile(a.head_dim);
+  return dispatch(
+      "attention",
+      {tile.queries * tile.slices, id_of(a.q.dtype), a.head_dim, tile.slice, tile.slices, tile.queries, tile.keys},
+      {ceil_div(a.max_length, tile.queries), a.heads, a.sequences},
+      Push{address_of(a.q), address_of(a.k), address_of(a.v), address_of(a.cu_seqlens), address_of(a.out), a.heads});
+}
+
+Dispatch lower_one(const PoolMean& a, const Traits&) {
+  struct Push {
+    uint64_t x, cu_seqlens, out;
+    uint32_t width;
+  };
+  constexpr uint32_t kColumns = 32;  // per workgroup
+  return dispatch("pool_mean", {}, {ceil_div(a.width, kColumns), a.sequences, 1},
+                  Push{address_of(a.x), address_of(a.cu_seqlens), address_of(a.out), a.width});
+}
+
+Dispatch lower_one(const AttentionMaps& a, const Traits&) {
+  struct Push {
+    uint64_t q, k, out;
+    uint32_t begin, length, heads, head_dim;
+  };
+  constexpr uint32_t kQueries = 8;  // per workgroup
+  return dispatch("attention_maps", {id_of(a.q.dtype)}, {ceil_div(a.length, kQueries), capped(a.heads), 1},
+                  Push{address_of(a.q), address_of(a.k), address_of(a.out), a.begin, a.length, a.heads, a.head_dim});
+}
+
+Dispatch lower_one(const ContactSums& a, const Traits&) {
+  struct Push {
+    uint64_t maps, sums;
+    uint32_t heads, length;
+  };
+  return dispatch("contact_sums", {}, {capped(a.heads), 1, 1},
+                  Push{address_of(a.maps), address_of(a.sums), a.heads, a.length});
+}
+
+Dispatch lower_one(const ContactAccumulate& a, const Traits&) {
+  struct Push {
+    uint64_t maps, sums, weight, logits;
+    uint32_t heads, length;
+  };
+  constexpr uint32_t kSide = 16;  // a workgroup's square of logits
+  const uint32_t blocks = ceil_div(a.length - 2, kSide);
+  return dispatch(
+      "contact_accumulate", {}, {blocks, blocks, 1},
+      Push{address_of(a.maps), address_of(a.sums), address_of(a.weight), address_of(a.logits), a.heads, a.length});
+}
+
+// The bits of `value` in a 32-bit word of that type: once, or twice for a 16-bit type.
+uint32_t word_of(DType dtype, float value) {
+  const auto twice = [](uint16_t bits) { return uint32_t(bits) << 16 | bits; };
+  switch (dtype) {
+    case DType::f16: return twice(f16_from_f32(value));
+    case DType::bf16: return twice(bf16_from_f32(value));
+    default: return std::bit_cast<uint32_t>(value);
+  }
+}
+
+Dispatch lower_one(const Fill& a, const Traits&) {
+  struct Push {
+    uint64_t out;
+    uint32_t words, pattern;
+  };
+  constexpr uint32_t kWordsPerGroup = 256 * 4;
+  const uint32_t words = uint32_t(a.out.bytes() / 4);
+  return dispatch("fill", {}, {capped(ceil_div(words, kWordsPerGroup)), 1, 1},
+                  Push{address_of(a.out), words, word_of(a.out.dtype, a.value)});
+}
+
+Dispatch lower_one(const RandomNormal& a, const Traits&) {
+  struct Push {
+    uint64_t out;
+    uint32_t pairs, seed;
+    float stddev;
+  };
+  constexpr uint32_t kThreads = 256;
+  const uint32_t pairs = uint32_t(a.out.count / 2);
+  return dispatch("random_normal", {id_of(a.out.dtype)}, {capped(ceil_div(pairs, kThreads)), 1, 1},
+                  Push{address_of(a.out), pairs, a.seed, a.stddev});
+}
+
+Dispatch lower_one(const Copy& a, const Traits&) {
+  struct Push {
+    uint64_t source, destination;
+    uint32_t words;
+  };
+  constexpr uint32_t kCopyInFlight = 4;  // kInFlight in copy.comp
+  constexpr uint32_t kWordsPerGroup = 256 * 4 * kCopyInFlight;
+  const uint32_t words = uint32_t(a.destination.bytes() / 4);
+  return dispatch("copy", {}, {capped(ceil_div(words, kWordsPerGroup)), 1, 1},
+                  Push{address_of(a.source), address_of(a.destination), words});
+}
+
+}  // namespace
+
+Dispatch lower(const Operation& operation, const Traits& traits) {
+  return std::visit([&](const auto& a) { return lower_one(a, traits); }, operation);
+}
+
+}  // namespace turboesm::vulkan

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "runtime/operations.h"
+
+namespace turboesm::vulkan {
+
+// What the choice of a kernel variant may depend on; filled in by device.cpp from what the driver reports.
+struct Traits {
+  uint32_t subgroup_size = 32;      // what a pipeline gets when it asks for nothing
+  uint32_t min_subgroup_size = 32;  // the range that a pipeline may ask for (equal when the size cannot be chosen)
+  uint32_t max_subgroup_size = 32;
+  uint32_t max_shared_bytes = 32768;
+  uint32_t max_workgroup_invocations = 1024;
+  uint32_t compute_units = 0;       // streaming multiprocessors, compute units; 0: unknown
+  bool software = false;            // a driver that runs on the CPU
+  // 16x16x16 products with fp32 accumulation at subgroup scope, by component type.
+  bool matrix_f16 = false;
+  bool matrix_bf16 = false;
+};
+
+// One compute dispatch: which SPIR-V module (shaders/<shader>.comp), with which specialization constants (constant_id
+// 0, 1, 2 ...), push constants and number of workgroups. Equal shader, constants and subgroup size share a pipeline.
+struct Dispatch {
+  std::string_view shader;
+  std::vector<uint32_t> constants;
+  uint32_t subgroup_size = 0;  // required size; 0: the driver's choice
+  std::array<uint32_t, 3> groups{1, 1, 1};
+  std::array<std::byte, 128> push{};
+  uint32_t push_bytes = 0;
+
+  template <class Push>
+  void set_push(const Push& value) {
+    static_assert(sizeof(Push) <= sizeof(push), "Vulkan guarantees 128 bytes of push constants");
+    std::memcpy(push.data(), &value, sizeof(Push));
+    push_bytes = sizeof(Push);
+  }
+};
+
+// Device address of a tensor's first element; 0 for an empty tensor.
+uint64_t address_of(const Tensor& tensor);
+
+// The dispatch that computes `operation` on a device with these traits. Pure: the operation has been check()ed.
+// A dispatch of zero workgroups in any dimension is not recorded.
+Dispatch lower(const Operation& operation, const Traits& traits);
+
+}  // namespace turboesm::vulkan

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "runtime/vulkan/lower.h"
+
+namespace turboesm::vulkan {
+
+// The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp and
+// shaders/attention_coopmat.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
+// the shapes do not fit; the plain kernels then do the work.
+//
+// A linear layer's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1 agree
+// to the bit. Attention agrees to the bit whatever else is in the batch.
+
+// Needs inputs % 8 == 0, and outputs % 4 == 0 unless y is f32.
+std::optional<Dispatch> lower_matrix_linear(const Linear& op, const Traits& traits);
+
+// Needs head_dim <= 128.
+std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits& traits);
+
+// How linear_coopmat.comp cuts up its work; the names are those of its specialization constants. Sizes in elements.
+struct LinearTile {
+  uint32_t bm, bn, bk;        // rows and outputs of a workgroup's tile, inputs of a step
+  uint32_t wm, wn, wk;        // its grid of subgroups; each sums (bm / wm) x (bn / wn) over bk / wk of a step
+  uint32_t stages, prefetch;  // buffers in shared memory (1 or 2); steps between a global load and its use
+  uint32_t rate;              // throughput of a compute unit that is full of such tiles, in percent of the best tile's
+};
+
+// All tiles, for a benchmark to compare; and the operation by one of them, which must fit.
+std::span<const LinearTile> linear_tiles();
+bool fits(const LinearTile& tile, const Traits& traits);
+Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile);
+
+// How attention_coopmat.comp cuts up its work: 16 queries for each subgroup, against blocks of `keys` keys.
+struct AttentionTile {
+  uint32_t subgroups, keys;
+};
+
+std::span<const AttentionTile> attention_tiles();
+bool fits(const AttentionTile& tile, uint32_t head_dim, const Traits& traits);
+Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, const AttentionTile& tile);
+
+}  // namespace turboesm::vulkan

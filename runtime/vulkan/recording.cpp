@@ -1,0 +1,100 @@
+#include "runtime/vulkan/recording.h"
+
+#include "runtime/vulkan/hazards.h"
+
+namespace turboesm::vulkan {
+namespace {
+
+OwnedQueryPool make_queries(const LogicalDevice& device, uint32_t count) {
+  auto info = blank<VkQueryPoolCreateInfo>(VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO);
+  info.queryType = VK_QUERY_TYPE_TIMESTAMP;
+  info.queryCount = count;
+  VkQueryPool pool = VK_NULL_HANDLE;
+  require(device.vk.vkCreateQueryPool(device.handle, &info, nullptr, &pool), "vkCreateQueryPool");
+  return {device, pool};
+}
+
+}  // namespace
+
+VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines,
+                                 Queue& queue, std::span<const Operation> operations, bool profile)
+    : physical_(physical), device_(device), queue_(queue), profile_(profile), commands_(device) {
+  for (const Operation& operation : operations) check(operation);
+  const uint32_t count = profile ? uint32_t(operations.size()) + 1 : 2;
+  if (physical.timestamp_bits > 0) queries_ = make_queries(device, count);
+  commands_.begin(VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT);
+  if (queries_) device_.vk.vkCmdResetQueryPool(commands_.get(), queries_.get(), 0, count);
+  memory_barrier(device_, commands_.get(), kCompute | kTransfer, kCompute);  // orders it after all earlier submissions
+  record(pipelines, operations);
+  commands_.end();
+}
+
+VulkanRecording::~VulkanRecording() {
+  try {
+    queue_.wait(last_);
+  } catch (const Error&) {  // the device is lost: nothing runs any more
+  }
+}
+
+void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations) {
+  HazardTracker hazards;
+  VkPipeline bound = VK_NULL_HANDLE;
+  write_timestamp();
+  for (const Operation& operation : operations) {
+    const bool conflict = hazards.needs_barrier_before(accesses_of(operation));
+    if (conflict || profile_) memory_barrier(device_, commands_.get(), kCompute, kCompute);
+    record_dispatch(pipelines, lower(operation, physical_.traits), bound);
+    if (profile_) write_timestamp();
+  }
+  if (!profile_) write_timestamp();
+}
+
+void VulkanRecording::record_dispatch(Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound) {
+  const auto [x, y, z] = dispatch.groups;
+  if (x == 0 || y == 0 || z == 0) return;
+  const VkPipeline pipeline = pipelines.get(dispatch);
+  const VkCommandBuffer commands = commands_.get();
+  if (pipeline != bound) device_.vk.vkCmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
+  bound = pipeline;
+  if (dispatch.push_bytes > 0)
+    device_.vk.vkCmdPushConstants(commands, pipelines.layout(), VK_SHADER_STAGE_COMPUTE_BIT, 0, dispatch.push_bytes,
+                                  dispatch.push.data());
+  device_.vk.vkCmdDispatch(commands, x, y, z);
+}
+
+void VulkanRecording::write_timestamp() {
+  if (!queries_) return;
+  device_.vk.vkCmdWriteTimestamp(commands_.get(), VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queries_.get(),
+                                 timestamp_count_++);
+}
+
+Ticket VulkanRecording::submit() { return last_ = queue_.submit(commands_.get()); }
+
+std::vector<double> VulkanRecording::timestamps() const {
+  if (!queries_ || last_ == 0) return {};
+  queue_.wait(last_);
+  std::vector<uint64_t> ticks(timestamp_count_);
+  require(device_.vk.vkGetQueryPoolResults(device_.handle, queries_.get(), 0, timestamp_count_,
+                                           ticks.size() * sizeof(uint64_t), ticks.data(), sizeof(uint64_t),
+                                           VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT),
+          "vkGetQueryPoolResults");
+  const uint64_t mask = physical_.timestamp_bits >= 64 ? ~uint64_t(0) : (uint64_t(1) << physical_.timestamp_bits) - 1;
+  std::vector<double> seconds;  // since the first one, so that a counter of few bits may wrap
+  for (const uint64_t tick : ticks)
+    seconds.push_back(double((tick - ticks.front()) & mask) * physical_.timestamp_seconds);
+  return seconds;
+}
+
+std::vector<double> VulkanRecording::operation_seconds() const {
+  const std::vector<double> times = profile_ ? timestamps() : std::vector<double>{};
+  std::vector<double> seconds;
+  for (size_t i = 1; i < times.size(); ++i) seconds.push_back(times[i] - times[i - 1]);
+  return seconds;
+}
+
+double VulkanRecording::device_seconds() const {
+  const std::vector<double> times = timestamps();
+  return times.empty() ? 0 : times.back();
+}
+
+}  // namespace turboesm::vulkan

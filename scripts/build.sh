@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# build.sh [CMAKE OPTION...]: configures and builds the release preset into build/release; prints what went wrong, little
+# else. On a terminal it shows the progress.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mkdir -p build
+log=build/configure.log
+cmake --preset release "$@" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+quiet=(-- --quiet)
+[[ ! -t 1 ]] || quiet=()
+echo "building in build/release"
+cmake --build build/release --parallel "$(nproc)" "${quiet[@]}"

@@ -1,0 +1,58 @@
+#version 450
+// y = (x - mean) / sqrt(var + epsilon) weight + bias over each row (Ba et al. 2016), var = mean((x - mean)^2) from the
+// deviations: E[x^2] - mean^2 would cancel where |mean| is large.
+//
+//   x [rows, width] f32, weight [width] f32, bias [width] f32 -> y [rows, width] f32 or D; width is even
+//
+// One workgroup per row, which its invocations keep in registers: x is read once, so y may be x.
+#extension GL_GOOGLE_include_directive : require
+#include "dtype.glsl"
+#include "reduce.glsl"
+
+layout(local_size_x_id = 0) in;
+
+layout(constant_id = 1) const uint Y_DTYPE = DTYPE_F32;
+layout(constant_id = 2) const uint PAIRS = 1;  // per invocation: ceil(width / (2 x workgroup size))
+
+layout(push_constant, scalar) uniform Push {
+  Words x;
+  Words weight;
+  Words bias;
+  Words y;
+  uint rows;
+  uint width;
+  float epsilon;
+};
+
+uint column_of(uint pair) { return 2 * (gl_LocalInvocationID.x + pair * gl_WorkGroupSize.x); }
+
+void normalize_row(uint begin) {
+  vec2 held[PAIRS];
+  vec2 sum = vec2(0.0);
+  for (uint i = 0; i < PAIRS; ++i) {
+    const uint column = column_of(i);
+    held[i] = column < width ? load2(x, DTYPE_F32, begin + column) : vec2(0.0);
+    sum += held[i];
+  }
+  const float mean = workgroup_sum(sum.x + sum.y) / float(width);
+
+  vec2 squares = vec2(0.0);
+  for (uint i = 0; i < PAIRS; ++i) {
+    held[i] -= mean;
+    if (column_of(i) < width) squares += held[i] * held[i];
+  }
+  const float variance = workgroup_sum(squares.x + squares.y) / float(width);
+  const float factor = 1.0 / sqrt(variance + epsilon);
+
+  for (uint i = 0; i < PAIRS; ++i) {
+    const uint column = column_of(i);
+    if (column >= width) continue;
+    const vec2 normal = held[i] * factor;
+    store2(y, Y_DTYPE, begin + column,
+           fma(normal, load2(weight, DTYPE_F32, column), load2(bias, DTYPE_F32, column)));
+  }
+}
+
+void main() {
+  for (uint row = gl_WorkGroupID.x; row < rows; row += gl_NumWorkGroups.x) normalize_row(row * width);
+}
