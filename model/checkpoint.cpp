@@ -54,8 +54,7 @@ nlohmann::json read_weight_map(const fs::path& path) {
 void check_shard_name(const std::string& name, const fs::path& index) {
   const bool plain = !name.empty() && name != "." && name != ".." && name.find_first_of("/\\:") == std::string::npos &&
                      name.find('\0') == std::string::npos;
-  if (!plain)
-    throw_error(ErrorKind::input, "{}: the shard name \"{}\" is not a plain file name", index.string(), name);
+  if (!plain) throw_error(ErrorKind::input, "{}: the shard name \"{}\" is not a plain file name", index.string(), name);
 }
 
 template <class T>
@@ -83,8 +82,10 @@ Checkpoint Checkpoint::open(const fs::path& directory) {
   } else if (is_there(directory / kIndexFile)) {
     checkpoint.open_shards(directory / kIndexFile);
   } else if (is_there(directory / kPickledFile)) {
-    throw_error(ErrorKind::input, "{}: has its weights as {} only, which is not read because it can run code; get them "
-                "as {} with: {}", directory.string(), kPickledFile, kWeightsFile, kHowToGet);
+    throw_error(ErrorKind::input,
+                "{}: has its weights as {} only, which is not read because it can run code; get them "
+                "as {} with: {}",
+                directory.string(), kPickledFile, kWeightsFile, kHowToGet);
   } else {
     throw_error(ErrorKind::input, "{}: has neither {} nor {}; get a model with: {}", directory.string(), kWeightsFile,
                 kIndexFile, kHowToGet);
@@ -187,16 +188,22 @@ uint64_t xxh64(std::span<const std::byte> data, uint64_t seed) {
   size_t left = data.size();
   uint64_t hash = seed + kPrime5;
   if (left >= 32) {
-    // Four independent lanes, so that their multiplications overlap.
-    uint64_t lane[4] = {seed + kPrime1 + kPrime2, seed + kPrime2, seed, seed - kPrime1};
-    for (; left >= 32; at += 32, left -= 32)
-      for (size_t i = 0; i < 4; ++i) lane[i] = round64(lane[i], read<uint64_t>(at + 8 * i));
-    hash = std::rotl(lane[0], 1) + std::rotl(lane[1], 7) + std::rotl(lane[2], 12) + std::rotl(lane[3], 18);
-    for (uint64_t value : lane) hash = (hash ^ round64(0, value)) * kPrime1 + kPrime4;
+    // Four lanes that do not wait for each other, so that their multiplications overlap.
+    uint64_t a = seed + kPrime1 + kPrime2;
+    uint64_t b = seed + kPrime2;
+    uint64_t c = seed;
+    uint64_t d = seed - kPrime1;
+    for (; left >= 32; at += 32, left -= 32) {
+      a = round64(a, read<uint64_t>(at));
+      b = round64(b, read<uint64_t>(at + 8));
+      c = round64(c, read<uint64_t>(at + 16));
+      d = round64(d, read<uint64_t>(at + 24));
+    }
+    hash = std::rotl(a, 1) + std::rotl(b, 7) + std::rotl(c, 12) + std::rotl(d, 18);
+    for (uint64_t lane : {a, b, c, d}) hash = (hash ^ round64(0, lane)) * kPrime1 + kPrime4;
   }
   hash += data.size();
-  for (; left >= 8; at += 8, left -= 8)
-    hash = std::rotl(hash ^ round64(0, read<uint64_t>(at)), 27) * kPrime1 + kPrime4;
+  for (; left >= 8; at += 8, left -= 8) hash = std::rotl(hash ^ round64(0, read<uint64_t>(at)), 27) * kPrime1 + kPrime4;
   if (left >= 4) {
     hash = std::rotl(hash ^ (read<uint32_t>(at) * kPrime1), 23) * kPrime2 + kPrime3;
     at += 4;

@@ -106,9 +106,10 @@ void check_head_dim(const ConfigReader& reader, const Esm2Config& config) {
   if (config.hidden % config.heads != 0)
     reader.fail("hidden_size", fmt::format("must be a multiple of num_attention_heads ({})", config.heads));
   if (config.head_dim() % 8 != 0)
-    reader.fail("hidden_size", fmt::format("gives {} heads of {} values, which must be a multiple of 8: rotary positions "
-                                           "pair the head's two halves, and the kernels read four pairs at a time",
-                                           config.heads, config.head_dim()));
+    reader.fail("hidden_size",
+                fmt::format("gives {} heads of {} values, which must be a multiple of 8: rotary positions "
+                            "pair the head's two halves, and the kernels read four pairs at a time",
+                            config.heads, config.head_dim()));
   if (config.head_dim() > kMaxHeadDim)
     reader.fail("hidden_size", fmt::format("gives {} heads of {} values, more than the {} that attention is built for",
                                            config.heads, config.head_dim(), kMaxHeadDim));
@@ -119,7 +120,7 @@ struct OfficialSize {
   uint32_t layers, hidden, heads;
 };
 
-constexpr OfficialSize kOfficial[] = {{"8M", 6, 320, 20},    {"35M", 12, 480, 20}, {"150M", 30, 640, 20},
+constexpr OfficialSize kOfficial[] = {{"8M", 6, 320, 20},     {"35M", 12, 480, 20}, {"150M", 30, 640, 20},
                                       {"650M", 33, 1280, 20}, {"3B", 36, 2560, 40}, {"15B", 48, 5120, 40}};
 constexpr std::string_view kOfficialNames[] = {"8M", "35M", "150M", "650M", "3B", "15B"};
 

@@ -12,6 +12,10 @@ namespace {
 constexpr uint64_t kAlignment = 256;
 uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+// q, k and v are of moderate size, whatever the residual stream does: fp16's three more bits serve them better than
+// bf16's range, and errors of the scores are what a sharp softmax amplifies.
+DType attention_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f16 : dtype; }
+
 // Hands out one region's tensors one behind the other. Used with a null buffer to measure and with the real one to
 // place, so that the two cannot differ.
 class Region {
@@ -56,10 +60,10 @@ ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, 
   // qkv with q, k, v, the feed-forward layer and the LM head's dense layer are never alive together.
   uint64_t wide = 0;
   region(R::wide, [&](Region& r) {
-    t.qkv = r.take(3 * T * H, dtype);
-    t.q = r.take(T * H, dtype);
-    t.k = r.take(T * H, dtype);
-    t.v = r.take(T * H, dtype);
+    t.qkv = r.take(3 * T * H, attention_dtype(dtype));
+    t.q = r.take(T * H, attention_dtype(dtype));
+    t.k = r.take(T * H, attention_dtype(dtype));
+    t.v = r.take(T * H, attention_dtype(dtype));
     wide = r.size();
     r.restart();
     t.feed = r.take(T * c.intermediate, dtype);

@@ -99,8 +99,8 @@ class Builder {
     // into D.
     layer_norm(t_.x, w_.final_norm_weight, w_.final_norm_bias, t_.normed);
     linear(t_.normed, w_.lm_dense_weight, w_.lm_dense_bias, t_.lm_dense, c_.hidden, c_.hidden, /*gelu=*/true);
-    layer_norm(t_.lm_dense, w_.lm_norm_weight, w_.lm_norm_bias, t_.normed);
-    linear(t_.normed, w_.embedding, w_.lm_bias, t_.logits, c_.hidden, c_.vocab);
+    layer_norm(t_.lm_dense, w_.lm_norm_weight, w_.lm_norm_bias, t_.lm_dense);
+    linear(t_.lm_dense, w_.embedding, w_.lm_bias, t_.logits, c_.hidden, c_.vocab);
   }
 
   // Keeps hidden state `layer`, at this moment in `source`, as far as it was asked for.

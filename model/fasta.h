@@ -15,11 +15,12 @@ struct FastaRecord {
 };
 
 // Reads FASTA record by record, in memory that does not grow with the file; gzip (of any number of members) is
-// recognised by its first bytes. Lines end in LF, CRLF or CR. A UTF-8 byte order mark, blank lines and ';' comment lines
-// are skipped.
+// recognised by its first bytes. Lines end in LF, CRLF or CR. A UTF-8 byte order mark, blank lines and ';' comment
+// lines are skipped.
 //
-// Errors (input) name the file and, where there is one, the line: no such file, a directory, an empty file, no record at all, text before the
-// first '>', control characters (the file is binary), a damaged or cut-off gzip stream, a record over kMaxRecordBytes.
+// Errors (input) name the file and, where there is one, the line: no such file, a directory, an empty file, no record
+// at all, text before the first '>', control characters (the file is binary), a damaged or cut-off gzip stream, a
+// record over kMaxRecordBytes.
 class FastaReader {
  public:
   // A header line or a sequence longer than this is taken for a file that is no FASTA.

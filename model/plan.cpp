@@ -1,5 +1,6 @@
 #include "model/plan.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace turboesm {
@@ -17,8 +18,23 @@ uint64_t MemoryPlan::total() const {
   return sum;
 }
 
+namespace {
+
+// Weights go up one by one, results come down one by one: the largest of them decides.
+uint64_t staging_bytes(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
+                       const DeviceInfo& device) {
+  const uint64_t H = config.hidden, T = shape.tokens, L = shape.max_length;
+  uint64_t largest = std::max(std::max<uint64_t>(H, config.intermediate) * H * size_of(dtype), L * config.head_dim() * 4);
+  if (options.hidden) largest = std::max(largest, T * H * 4);
+  if (options.logits) largest = std::max(largest, T * config.vocab * 4);
+  if (options.contacts) largest = std::max(largest, L * L * 4);
+  return device.staging_chunk_bytes * (largest > device.staging_chunk_bytes ? 2 : 1);
+}
+
+}  // namespace
+
 MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
-                       uint64_t staging_bytes) {
+                       const DeviceInfo& device) {
   using R = WorkspaceSizes;
   const WorkspaceSizes sizes = R::lay_out(config, dtype, shape, options);
   const auto activations = [&](const char* what, R::Region region) {
@@ -37,15 +53,15 @@ MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& 
            activations("logits", R::logits),
            activations("attention maps", R::maps),
            activations("contacts", R::contacts),
-           {"staging", MemoryLabel::staging, staging_bytes}})
+           {"staging", MemoryLabel::staging, staging_bytes(config, dtype, shape, options, device)}})
     if (row.bytes) plan.rows.push_back(std::move(row));
   return plan;
 }
 
 uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
-                   uint64_t staging_bytes, uint64_t budget) {
+                   const DeviceInfo& device, uint64_t budget) {
   const auto fits = [&](uint32_t sequences) {
-    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, staging_bytes).total() <= budget;
+    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device).total() <= budget;
   };
   uint32_t low = 0, high = std::numeric_limits<int32_t>::max() / length + 1;  // packed tokens are counted in 31 bits
   while (high - low > 1) {

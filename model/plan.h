@@ -21,10 +21,10 @@ struct MemoryPlan {
 };
 
 MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
-                       uint64_t staging_bytes);
+                       const DeviceInfo& device);
 
 // Most sequences of `length` tokens whose plan stays within `budget` bytes; 0 when not even one does.
 uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
-                   uint64_t staging_bytes, uint64_t budget);
+                   const DeviceInfo& device, uint64_t budget);
 
 }  // namespace turboesm

@@ -68,8 +68,10 @@ TensorEntry checked_entry(Declaration&& tensor, const std::string& name, std::sp
   if (begin > end)
     throw_error(ErrorKind::input, "{}: tensor \"{}\" begins at {} and ends before, at {}", file_name, name, begin, end);
   if (end > data.size())
-    throw_error(ErrorKind::input, "{}: tensor \"{}\" ends at byte {} of the data, but there are only {} (is the file "
-                "cut off?)", file_name, name, end, data.size());
+    throw_error(ErrorKind::input,
+                "{}: tensor \"{}\" ends at byte {} of the data, but there are only {} (is the file "
+                "cut off?)",
+                file_name, name, end, data.size());
   const uint64_t wanted = checked_bytes(tensor, name, file_name);
   if (wanted != end - begin)
     throw_error(ErrorKind::input, "{}: tensor \"{}\" has {} bytes of data, but its dtype and shape need {}", file_name,
@@ -188,8 +190,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
         throw_error(ErrorKind::input, "{}: the header has {} for \"{}\", not an object", file_name_, what, name_);
       case Place::metadata:
         throw_error(ErrorKind::input, "{}: __metadata__ has {} for \"{}\", not a string", file_name_, what, field_);
-      default:
-        throw_error(ErrorKind::input, "{}: tensor \"{}\" has {} in \"{}\"", file_name_, name_, what, field_);
+      default: throw_error(ErrorKind::input, "{}: tensor \"{}\" has {} in \"{}\"", file_name_, name_, what, field_);
     }
   }
 
@@ -237,15 +238,16 @@ void check_cover(const SafetensorsContents& contents, std::span<const std::byte>
     const uint64_t begin = uint64_t(tensor.data.data() - data.data());
     ranges.push_back({begin, begin + tensor.data.size(), &name});
   }
-  std::ranges::sort(ranges, [](const Range& a, const Range& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::ranges::sort(
+      ranges, [](const Range& a, const Range& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
 
   uint64_t covered = 0;
   for (const Range& range : ranges) {
     if (range.begin < covered)
-      throw_error(ErrorKind::input, "{}: tensor \"{}\" begins at byte {} of the data, inside the one before it, which "
-                  "ends at {}", file_name, *range.name, range.begin, covered);
+      throw_error(ErrorKind::input,
+                  "{}: tensor \"{}\" begins at byte {} of the data, inside the one before it, which "
+                  "ends at {}",
+                  file_name, *range.name, range.begin, covered);
     if (range.begin > covered)
       throw_error(ErrorKind::input, "{}: no tensor covers bytes {} to {} of the data, before tensor \"{}\"", file_name,
                   covered, range.begin, *range.name);

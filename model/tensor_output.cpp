@@ -156,8 +156,10 @@ class SafetensorsArchive final : public Archive {
   void check_header_size(size_t bytes) const {
     constexpr size_t kMaxHeaderBytes = 100'000'000;
     if (bytes > kMaxHeaderBytes)
-      throw_error(ErrorKind::usage, "{}: so many tensors do not fit the header of a safetensors file ({} bytes); write "
-                  "an .npz file or split the input", output_.string(), kMaxHeaderBytes);
+      throw_error(ErrorKind::usage,
+                  "{}: so many tensors do not fit the header of a safetensors file ({} bytes); write "
+                  "an .npz file or split the input",
+                  output_.string(), kMaxHeaderBytes);
   }
 
   fs::path output_;

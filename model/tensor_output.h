@@ -14,11 +14,14 @@ namespace turboesm {
 // data: it goes to temporary files beside the output, and finish() puts the output under its name in one step. An
 // object destroyed without finish() leaves nothing behind and an older file of that name untouched.
 //
+// While finish() runs, a .safetensors output takes its size twice on disk (its header comes first and is known last).
+//
 // .safetensors  readable by the safetensors libraries; the metadata is its "__metadata__"
 // .npz          readable by numpy.load; metadata KEY is the 0-d string array "metadata/KEY": str(f["metadata/KEY"])
 //
 // Names are UTF-8; bytes that are not are replaced (valid_utf8). Errors: two tensors of one name, or one whose shape
-// is not that of its data, are usage; whatever the file system refuses (full disk included) is input and names the file.
+// is not that of its data, are usage; whatever the file system refuses (full disk included) is input and names the
+// file.
 class TensorOutput {
  public:
   // Fails here, before any work is done, when the folder is missing or cannot be written to (input), or when the

@@ -7,7 +7,7 @@
 namespace turboesm {
 namespace {
 
-enum class Kind { matrix, vector, norm_weight };
+enum class Kind { matrix, exact_matrix, vector, norm_weight };  // only `matrix` is stored in the model's dtype
 
 // One device tensor and the file's tensors that it is made of, one below the other.
 struct Part {
@@ -52,7 +52,7 @@ std::vector<Part> layer_parts(LayerWeights& w, const Esm2Config& c, uint32_t ind
 std::vector<Part> shared_parts(Esm2Weights& w, const Esm2Config& c) {
   const uint64_t H = c.hidden, V = c.vocab;
   return {
-      {&w.embedding, Kind::matrix, {V, H}, {"esm.embeddings.word_embeddings.weight"}},
+      {&w.embedding, Kind::exact_matrix, {V, H}, {"esm.embeddings.word_embeddings.weight"}},
       {&w.final_norm_weight, Kind::norm_weight, {H}, {"esm.encoder.emb_layer_norm_after.weight"}},
       {&w.final_norm_bias, Kind::vector, {H}, {"esm.encoder.emb_layer_norm_after.bias"}},
       {&w.lm_dense_weight, Kind::matrix, {H, H}, {"lm_head.dense.weight"}},
@@ -95,7 +95,7 @@ void upload(Device& device, const Checkpoint& checkpoint, const std::vector<Part
 void make_random(const std::vector<Part>& parts, uint32_t& seed, std::vector<Operation>& operations) {
   constexpr float kStddev = 0.02f;
   for (const Part& part : parts) {
-    if (part.kind == Kind::matrix)
+    if (part.kind == Kind::matrix || part.kind == Kind::exact_matrix)
       operations.push_back(RandomNormal{*part.tensor, seed++, kStddev});
     else
       operations.push_back(Fill{*part.tensor, part.kind == Kind::norm_weight ? 1.0f : 0.0f});

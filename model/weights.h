@@ -9,7 +9,8 @@
 
 namespace turboesm {
 
-// Matrices are [outputs, inputs] in the model's dtype D; vectors are f32, as PyTorch's Linear and LayerNorm have them.
+// Matrices are [outputs, inputs] in the model's dtype D, but for the embedding, which is small, used at both ends and
+// therefore f32; vectors are f32, as PyTorch's Linear and LayerNorm have them.
 // H = hidden, I = intermediate, V = vocab.
 struct LayerWeights {
   Tensor attention_norm_weight, attention_norm_bias;  // [H]
@@ -38,7 +39,7 @@ class Esm2Weights {
   const Esm2Config& config() const { return config_; }
   DType dtype() const { return dtype_; }
 
-  Tensor embedding;                           // [V, H]; also the LM head's last matrix
+  Tensor embedding;                           // [V, H] f32; also the LM head's last matrix
   std::vector<LayerWeights> layers;
   Tensor final_norm_weight, final_norm_bias;  // [H]
   Tensor lm_dense_weight, lm_dense_bias;      // [H, H], [H]

@@ -31,6 +31,7 @@ struct DeviceInfo {
   uint64_t memory_bytes = 0;         // device-local memory in all
   uint32_t matrix_core_dtypes = 0;   // kF16 | kBF16: products run on matrix units (cooperative matrices)
   uint32_t subgroup_size = 1;        // the size that kernels are launched with
+  uint64_t staging_chunk_bytes = 0;  // uploads and downloads go through one such chunk of memory, larger ones through two
   std::vector<std::string> features; // what decides which kernel variants run, for `turboesm devices`
 };
 
@@ -71,7 +72,8 @@ using Ticket = uint64_t;
 // Writes the bytes [offset, offset + chunk.size()) of an upload into `chunk`.
 using FillChunk = std::function<void(std::span<std::byte> chunk, uint64_t offset)>;
 
-// One device, used from one thread at a time. Every member throws Error(device) when the driver fails.
+// One device, used from one thread at a time and closed before main returns. Every member throws Error(device) when the
+// driver fails.
 class Device {
  public:
   virtual ~Device() = default;

@@ -74,6 +74,7 @@ void convert_each(const void* source, void* destination, size_t count, F f) {
 }  // namespace
 
 void convert(DType from, const void* source, DType to, void* destination, size_t count) {
+  if (count == 0) return;  // null pointers are fine then
   if (from == to) {
     std::memcpy(destination, source, count * size_of(from));
     return;

@@ -55,7 +55,6 @@ void check_sizes(const LayerNorm& a) { require(a.width > 0 && a.width % 2 == 0, 
 void check_sizes(const Linear& a) {
   require(a.inputs > 0 && a.inputs % 2 == 0, a.kName, "inputs must be even");
   require(a.x.dtype == a.weight.dtype, a.kName, "x and weight must have one dtype");
-  require(a.y.dtype == DType::f32 || a.y.dtype == a.x.dtype, a.kName, "y must be f32 or of x's dtype");
   require(even_if_16_bit(a.y, a.outputs), a.kName, "outputs must be even when y is a 16-bit type");
 }
 void check_sizes(const RopeSplit& a) {
@@ -65,8 +64,7 @@ void check_sizes(const RopeSplit& a) {
 }
 void check_sizes(const Attention& a) {
   check_head_dim(a.kName, a.head_dim);
-  require(a.q.dtype == a.k.dtype && a.q.dtype == a.v.dtype && a.q.dtype == a.out.dtype, a.kName,
-          "q, k, v and out must have one dtype");
+  require(a.q.dtype == a.k.dtype && a.q.dtype == a.v.dtype, a.kName, "q, k and v must have one dtype");
   require(a.heads <= 65535 && a.sequences <= 65535, a.kName, "at most 65535 heads and sequences");
 }
 void check_sizes(const PoolMean& a) { require(a.sequences <= 65535, a.kName, "at most 65535 sequences"); }

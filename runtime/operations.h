@@ -38,8 +38,8 @@ enum : uint32_t {
 // (check), the barriers that a back end places, and the bytes that `bench` counts. Operands said to be optional may be
 // empty tensors. Sequences are packed: `cu_seqlens` [sequences + 1] i32 starts at 0, never falls and ends at `tokens`;
 // sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1]. A weight matrix is [outputs, inputs], row-major, as
-// PyTorch's Linear stores it. "D" is the model's dtype: f32, f16 or bf16, one for all of an operation's D operands.
-// Arithmetic is fp32 throughout except for the products of D operands, which are exact and summed in fp32.
+// PyTorch's Linear stores it. "D" is f32, f16 or bf16, one for all of an operation's D operands; "any" is one of them by
+// itself. Arithmetic is fp32 throughout; the products of 16-bit operands are exact and summed in fp32.
 
 // scale[b] = (1 - 0.12) / (1 - share of mask_id among the ids of sequence b): ESM-2's token dropout, at inference too
 // (0.12 = 0.15 x 0.8, the share of <mask> tokens in training). A sequence of masks only has scale 0.
@@ -67,7 +67,7 @@ struct Embed {
   Tensor ids;         // [tokens] i32
   Tensor cu_seqlens;  // [sequences + 1] i32
   Tensor scale;       // [sequences] f32, optional
-  Tensor table;       // [vocab, width] D
+  Tensor table;       // [vocab, width] any
   Tensor out;         // out [tokens, width] f32
   uint32_t tokens = 0, sequences = 0, vocab = 0, width = 0;
   int32_t mask_id = 32, unk_id = 3;
@@ -89,7 +89,7 @@ struct LayerNorm {
   static constexpr std::string_view kName = "layer_norm";
   Tensor x;             // [rows, width] f32
   Tensor weight, bias;  // [width] f32
-  Tensor y;             // out [rows, width] f32 or D; may be x itself when f32
+  Tensor y;             // out [rows, width] any; may be x itself when f32
   uint32_t rows = 0, width = 0;
   float epsilon = 1e-5f;
 
@@ -112,7 +112,7 @@ struct Linear {
   Tensor weight;    // [outputs, inputs] D
   Tensor bias;      // [outputs] f32, optional
   Tensor residual;  // [rows, outputs] f32, optional
-  Tensor y;         // out [rows, outputs] f32 or D
+  Tensor y;         // out [rows, outputs] any
   uint32_t rows = 0, inputs = 0, outputs = 0;
   bool gelu = false;
 
@@ -160,7 +160,7 @@ struct Attention {
   static constexpr std::string_view kName = "attention";
   Tensor q, k, v;     // [tokens, heads, head_dim] D
   Tensor cu_seqlens;  // [sequences + 1] i32
-  Tensor out;         // out [tokens, heads, head_dim] D
+  Tensor out;         // out [tokens, heads, head_dim] any
   uint32_t tokens = 0, sequences = 0, heads = 0, head_dim = 0, max_length = 0;
   double score_pairs = 0;  // sum of length^2 over the sequences, for flops() only; 0 if unknown
 
@@ -252,7 +252,7 @@ struct ContactAccumulate {
 // out[i] = value. count is even for 16-bit types.
 struct Fill {
   static constexpr std::string_view kName = "fill";
-  Tensor out;  // out [out.count] f32 or D
+  Tensor out;  // out [out.count] any
   float value = 0;
 
   template <class Visit>
@@ -267,7 +267,7 @@ struct Fill {
 // even.
 struct RandomNormal {
   static constexpr std::string_view kName = "random_normal";
-  Tensor out;  // out [out.count] f32 or D
+  Tensor out;  // out [out.count] any
   uint32_t seed = 0;
   float stddev = 1;
 

@@ -134,9 +134,10 @@ static_assert(std::atomic<bool>::is_always_lock_free);
 
 void install_interrupt_handler() {
   struct sigaction action {};
-  action.sa_handler = [](int) { interrupt_seen.store(true); };
-  // SA_RESETHAND: the second signal finds the default action, which ends the process.
-  action.sa_flags = int(SA_RESETHAND);
+  action.sa_handler = [](int) {
+    interrupt_seen.store(true);
+    for (int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);  // the next one ends the process
+  };
   sigemptyset(&action.sa_mask);
   for (int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
 }

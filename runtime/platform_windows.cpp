@@ -39,8 +39,7 @@ MappedFile MappedFile::open(const fs::path& path) {
   if (opened == INVALID_HANDLE_VALUE) throw_error(ErrorKind::input, "{}: cannot open: {}", path.string(), last_error());
   const Handle file(opened);
   LARGE_INTEGER size{};
-  if (!::GetFileSizeEx(file.get(), &size))
-    throw_error(ErrorKind::input, "{}: is not a regular file", path.string());
+  if (!::GetFileSizeEx(file.get(), &size)) throw_error(ErrorKind::input, "{}: is not a regular file", path.string());
 
   MappedFile mapped;
   if (size.QuadPart == 0) return mapped;  // an empty mapping is not allowed
@@ -63,9 +62,7 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::UnmapViewOfFile(bytes_.data());
 }
 
-std::FILE* open_file(const fs::path& path, const char* mode) {
-  return ::_wfopen(path.c_str(), fs::path(mode).c_str());
-}
+std::FILE* open_file(const fs::path& path, const char* mode) { return ::_wfopen(path.c_str(), fs::path(mode).c_str()); }
 
 std::FILE* binary_stdin() {
   ::_setmode(::_fileno(stdin), _O_BINARY);

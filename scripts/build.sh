@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# build.sh [CMAKE OPTION...]: configures and builds the release preset into build/release; prints what went wrong, little
-# else. On a terminal it shows the progress.
+# build.sh [CMAKE OPTION...]: configures and builds the release preset into build/release. Prints little unless
+# something goes wrong; on a terminal it shows the progress.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

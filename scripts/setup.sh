@@ -129,7 +129,7 @@ apt_with() {
 add_suite() {  # add_suite SOURCES_FOLDER SUITE
   local mirror
   mirror=$(own_sources | awk -v suite="$VERSION_CODENAME" '$2 == suite { print $1; exit }')
-  [[ -n $mirror ]] || fail "the machine's apt sources name no mirror for $VERSION_CODENAME: add one, then run this again"
+  [[ -n $mirror ]] || fail "this machine's apt sources name no mirror for $VERSION_CODENAME: add one, run this again"
   cat >"$1/turboesm-$2.sources" <<EOF
 Types: deb deb-src
 URIs: $mirror
@@ -226,7 +226,7 @@ chmod 755 "$work"
 if [[ ${#packages[@]} != 0 ]]; then
   case $release in
     debian:* | ubuntu:*) install_packages ;;
-    *) fail "this script knows Debian and Ubuntu only; $PRETTY_NAME lacks what these packages have there: ${packages[*]}" ;;
+    *) fail "this script knows Debian and Ubuntu only; $PRETTY_NAME lacks what these hold there: ${packages[*]}" ;;
   esac
 fi
 have_vulkan_headers || unpack_vulkan_headers

@@ -1,6 +1,6 @@
 #version 450
-// Bidirectional attention inside packed sequences on matrix units: out = softmax(q k^T) v per head. q, k, v and out are
-// [tokens, heads, head_dim] in D (fp16 or bf16), sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
+// Bidirectional attention inside packed sequences on matrix units: out = softmax(q k^T) v per head. q, k and v are
+// [tokens, heads, head_dim] in D (fp16 or bf16), out is in either, sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
 // FlashAttention's loop (Dao et al. 2022) with its online softmax in fp32.
 //
 // A workgroup takes 16 queries a subgroup of one head of one sequence and walks over the sequence's keys in blocks of
@@ -24,6 +24,7 @@
 
 layout(constant_id = 3) const uint HEAD_DIM = 64;
 layout(constant_id = 4) const uint KEYS = 64;
+layout(constant_id = 5) const uint OPERAND_DTYPE = DTYPE_F16;  // of q, k, v and the probabilities
 
 layout(push_constant, scalar) uniform Push {
   Eights q;
@@ -194,7 +195,8 @@ void soften_block(uint first_key, inout float reference, inout float total) {
     const vec4 b = exp2(fma(score[2 * i + 1], vec4(kLog2E), vec4(-reference)));
     total += ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
     tile[scratch + lane_row * PROBABILITY_ROW + lane_run * RUN_EIGHTS + i] =
-        uvec4(pack_numbers(a.x, a.y), pack_numbers(a.z, a.w), pack_numbers(b.x, b.y), pack_numbers(b.z, b.w));
+        uvec4(pack_numbers(OPERAND_DTYPE, a.xy), pack_numbers(OPERAND_DTYPE, a.zw), pack_numbers(OPERAND_DTYPE, b.xy),
+              pack_numbers(OPERAND_DTYPE, b.zw));
   }
   sync_subgroup();
 }

@@ -1,11 +1,12 @@
 #version 450
-// The attention maps of one sequence, rows begin .. begin + length of q and k: out[h, i, :] = softmax_j(q[i, h] . k[j, h]).
+// The attention maps of one sequence, rows begin .. begin + length of q and k: out[h, i, :] = softmax_j(q[i, h] . k[j,
+// h]).
 //
 //   q, k [tokens, heads, head_dim] D -> out [heads, length, length] f32
 //
-// A workgroup takes 8 queries of one head, so that a key that has been loaded serves 8 scores; an invocation takes every
-// 128th key. First pass: the scores go to `out` as they are, while each invocation keeps the maximum and the sum of
-// exponentials of its own (Milakov & Gimelshein 2018). After these have been combined, the second pass normalises.
+// A workgroup takes 8 queries of one head, so that a key that has been loaded serves 8 scores; an invocation takes
+// every 128th key. First pass: the scores go to `out` as they are, while each invocation keeps the maximum and the sum
+// of exponentials of its own (Milakov & Gimelshein 2018). After these have been combined, the second pass normalises.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 #include "reduce.glsl"

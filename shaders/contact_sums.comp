@@ -1,11 +1,12 @@
 #version 450
-// The contact head's first half (Rao et al. 2020). With S = A + A^T over the residues of an attention map A (first and last
-// row and column dropped; n = length - 2): sums[h, i] = sum_j S[i, j] for i < n, and sums[h, n] = sum_i sums[h, i].
+// The contact head's first half (Rao et al. 2020). With S = A + A^T over the residues of an attention map A (first and
+// last row and column dropped; n = length - 2): sums[h, i] = sum_j S[i, j] for i < n, and sums[h, n] = sum_i sums[h,
+// i].
 //
 //   maps [heads, length, length] f32 -> sums [heads, length - 1] f32
 //
-// One workgroup per head, one invocation per i: it walks down column i, where neighbours read neighbouring words, and along
-// row i, which its cache line serves.
+// One workgroup per head, one invocation per i: it walks down column i, where neighbours read neighbouring words, and
+// along row i, which its cache line serves.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 #include "reduce.glsl"

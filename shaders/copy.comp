@@ -3,8 +3,8 @@
 //
 //   source [words] -> destination [words], both of any type
 //
-// Four accesses of sixteen bytes in flight per invocation, which is what it takes to reach a device's bandwidth; the first
-// invocations copy the last, incomplete sixteen.
+// Four accesses of sixteen bytes in flight per invocation, which is what it takes to reach a device's bandwidth; the
+// first invocations copy the last, incomplete sixteen.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 

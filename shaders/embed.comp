@@ -1,8 +1,9 @@
 #version 450
-// out[t] = table[ids[t]] scale[sequence of t], and 0 for <mask>; without scale simply table[ids[t]]. An id that is no row
-// of the table reads row unk_id.
+// out[t] = table[ids[t]] scale[sequence of t], and 0 for <mask>; without scale simply table[ids[t]]. An id that is no
+// row of the table reads row unk_id.
 //
-//   ids [tokens] i32, cu_seqlens [sequences + 1] i32, scale [sequences] f32, table [vocab, width] D -> out [tokens, width] f32
+//   ids [tokens] i32, cu_seqlens [sequences + 1] i32, scale [sequences] f32, table [vocab, width] any
+//   -> out [tokens, width] f32
 //
 // One workgroup per token, two elements per invocation and step.
 #extension GL_GOOGLE_include_directive : require

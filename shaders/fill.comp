@@ -1,7 +1,7 @@
 #version 450
 // out[i] = value. The host gives the value as a word: the bits of an f32, or of a 16-bit type twice.
 //
-//   -> out [words / elements per word] f32 or D
+//   -> out [words / elements per word] any
 //
 // Sixteen bytes per invocation and step; the first invocations write the last, incomplete sixteen.
 #extension GL_GOOGLE_include_directive : require

@@ -2,7 +2,7 @@
 // y = (x - mean) / sqrt(var + epsilon) weight + bias over each row (Ba et al. 2016), var = mean((x - mean)^2) from the
 // deviations: E[x^2] - mean^2 would cancel where |mean| is large.
 //
-//   x [rows, width] f32, weight [width] f32, bias [width] f32 -> y [rows, width] f32 or D; width is even
+//   x [rows, width] f32, weight [width] f32, bias [width] f32 -> y [rows, width] any; width is even
 //
 // One workgroup per row, which its invocations keep in registers: x is read once, so y may be x.
 #extension GL_GOOGLE_include_directive : require

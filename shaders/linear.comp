@@ -1,8 +1,8 @@
 #version 450
 // y = epilogue(x weight^T + bias) + residual, epilogue nothing or GELU.
 //
-//   x [rows, inputs] D, weight [outputs, inputs] D, bias [outputs] f32 or absent, residual [rows, outputs] f32 or absent
-//   -> y [rows, outputs] f32 or D; inputs is even, outputs too when y is a 16-bit type
+//   x [rows, inputs] D, weight [outputs, inputs] D, bias [outputs] f32 and residual [rows, outputs] f32 where present
+//   -> y [rows, outputs] any; inputs is even, outputs too when y is a 16-bit type
 //
 // A workgroup computes a tile of BM x BN outputs, walking over the inputs in steps of BK through shared memory as fp32,
 // each invocation TM x TN of them in registers. The next step's words are on their way from memory while this one's
@@ -55,7 +55,8 @@ uint w_slot(uint column) { return column / 2 + (column % 2) * (BN / 2); }
 vec4 load_four(Words matrix, uint row, uint k) {
   const uint at = row * inputs + k;
   if (FOURS) return k < inputs ? load4(matrix, DTYPE, at) : vec4(0.0);
-  return vec4(k < inputs ? load2(matrix, DTYPE, at) : vec2(0.0), k + 2 < inputs ? load2(matrix, DTYPE, at + 2) : vec2(0.0));
+  return vec4(k < inputs ? load2(matrix, DTYPE, at) : vec2(0.0),
+              k + 2 < inputs ? load2(matrix, DTYPE, at + 2) : vec2(0.0));
 }
 
 void fetch(uint row0, uint column0, uint k0, out vec4 next_x[kLoadsX], out vec4 next_w[kLoadsW]) {
@@ -98,25 +99,33 @@ void multiply(uint thread_row, uint thread_column, inout float sums[kSums]) {
   }
 }
 
-float finish(float z, uint row, uint column) {
-  if (has_bias != 0) z += bias.at[column];
-  if (has_gelu != 0) z = gelu(z);
-  if (has_residual != 0) z += residual.at[row * outputs + column];
-  return z;
+// An invocation's j-th column.
+uint column_of(uint column0, uint j) {
+  return column0 + 2 * (gl_LocalInvocationID.x % kThreadColumns + (j / 2) * kThreadColumns) + j % 2;
+}
+
+void add_bias(uint column0, inout float sums[kSums]) {
+  for (uint j = 0; j < TN; ++j) {
+    const float value = bias.at[min(column_of(column0, j), outputs - 1)];
+    for (uint i = 0; i < TM; ++i) sums[i * TN + j] += value;
+  }
 }
 
 // Columns column and column + 1; the second may lie beyond the last one only when y is f32.
 void store_pair(uint row, uint column, float first, float second) {
   if (row >= rows || column >= outputs) return;
   const uint at = row * outputs + column;
-  const float y0 = finish(first, row, column);
-  const float y1 = column + 1 < outputs ? finish(second, row, column + 1) : 0.0;
+  const bool both = column + 1 < outputs;
+  if (has_residual != 0) {
+    first += residual.at[at];
+    if (both) second += residual.at[at + 1];
+  }
   if (Y_DTYPE != DTYPE_F32) {
-    store2(y, Y_DTYPE, at, vec2(y0, y1));
+    store2(y, Y_DTYPE, at, vec2(first, second));
     return;
   }
-  y.at[at] = floatBitsToUint(y0);
-  if (column + 1 < outputs) y.at[at + 1] = floatBitsToUint(y1);
+  y.at[at] = floatBitsToUint(first);
+  if (both) y.at[at + 1] = floatBitsToUint(second);
 }
 
 void compute_tile(uint row0, uint column0) {
@@ -135,10 +144,13 @@ void compute_tile(uint row0, uint column0) {
     multiply(thread_row, thread_column, sums);
   }
 
+  if (has_bias != 0) add_bias(column0, sums);
+  if (has_gelu != 0) {
+    for (uint i = 0; i < kSums; ++i) sums[i] = gelu(sums[i]);
+  }
   for (uint i = 0; i < TM; ++i) {
     for (uint j = 0; j < TN; j += 2) {
-      const uint column = column0 + 2 * (thread_column + (j / 2) * kThreadColumns);
-      store_pair(row0 + thread_row + i * kThreadRows, column, sums[i * TN + j], sums[i * TN + j + 1]);
+      store_pair(row0 + thread_row + i * kThreadRows, column_of(column0, j), sums[i * TN + j], sums[i * TN + j + 1]);
     }
   }
 }

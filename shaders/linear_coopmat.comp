@@ -1,6 +1,6 @@
 #version 450
 // y = epilogue(x weight^T + bias) + residual on matrix units; x [rows, inputs] and weight [outputs, inputs] are D
-// (fp16 or bf16), products are summed in fp32, bias [outputs] and residual [rows, outputs] are fp32, y is fp32 or D.
+// (fp16 or bf16), products are summed in fp32, bias [outputs] and residual [rows, outputs] are fp32, y is any.
 //
 // A workgroup makes a tile of BM rows x BN outputs, in steps of BK inputs:
 //   global -> registers   16 bytes a thread, PREFETCH steps before they are needed, so that the loads of one step fly
@@ -165,15 +165,25 @@ void finish_unaligned(uint row, uint column, vec4 value) {
   }
 }
 
+// Row i of this subgroup's matrices of sums, to shared memory. Arrays of matrices must be indexed by constants, lest
+// they leave the registers; with the choice made here the epilogue, whose code is long, can stay a loop.
+void store_slice(uint i, uint slice) {
+  [[unroll]] for (uint constant_i = 0; constant_i < FM; ++constant_i) {
+    if (constant_i == i) {
+      [[unroll]] for (uint j = 0; j < FN; ++j) {
+        coopMatStore(sums[constant_i * FN + j], tile, slice + j * (M / FOURS), SLICE_ROW, ROW_MAJOR);
+      }
+    }
+  }
+}
+
 // The WK subgroups that summed the same part of the tile share its epilogue; `depth` is this one's place among them.
 void write_tile(uvec2 origin, uint depth, uint place) {
   const uvec2 corner = origin + uvec2(place / WN * SM, place % WN * SN);
   const uint own_slice = (depth * WM * WN + place) * SLICE;
-  [[unroll]] for (uint i = 0; i < FM; ++i) {
+  [[dont_unroll]] for (uint i = 0; i < FM; ++i) {
     barrier();  // nobody reads the tile, or the slices of the rows before, any more
-    [[unroll]] for (uint j = 0; j < FN; ++j) {
-      coopMatStore(sums[i * FN + j], tile, own_slice + j * (M / FOURS), SLICE_ROW, ROW_MAJOR);
-    }
+    store_slice(i, own_slice);
     barrier();
     for (uint item = depth * SUBGROUP + gl_SubgroupInvocationID; item < M * SN / FOURS; item += WK * SUBGROUP) {
       const uint slice_row = item / (SN / FOURS);

@@ -3,8 +3,8 @@
 //
 //   x [tokens, width] f32, cu_seqlens [sequences + 1] i32 -> out [sequences, width] f32
 //
-// A workgroup takes 32 columns of one sequence; 8 invocations share a column and take every eighth row, so that the order
-// of the additions depends on the sequence alone.
+// A workgroup takes 32 columns of one sequence; 8 invocations share a column and take every eighth row, so that the
+// order of the additions depends on the sequence alone.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 

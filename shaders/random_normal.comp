@@ -1,12 +1,12 @@
 #version 450
-// out[i] = stddev n_i, n_i ~ N(0, 1) a function of (seed, i) alone: runtime/random.h restated, with its hashes bit for bit.
-// The pair (2j, 2j + 1) is Box-Muller of u1 in (0, 1] and u2 in [0, 1), both on the 24-bit grid:
+// out[i] = stddev n_i, n_i ~ N(0, 1) a function of (seed, i) alone: runtime/random.h restated, with its hashes bit for
+// bit. The pair (2j, 2j + 1) is Box-Muller of u1 in (0, 1] and u2 in [0, 1), both on the 24-bit grid:
 //   (r cos a, r sin a),  r = sqrt(-2 ln u1),  a = 2 pi u2
 //
-//   -> out [2 x pairs] f32 or D
+//   -> out [2 x pairs] any
 //
-// One pair per invocation and step. Vulkan lets sin, cos and log be far less exact than fp32 (2^-11 for the first two), so
-// polynomials stand in for them (S. Moshier's Cephes: sinf, cosf and logf, errors below 2 ulp on these ranges).
+// One pair per invocation and step. Vulkan lets sin, cos and log be far less exact than fp32 (2^-11 for the first two),
+// so polynomials stand in for them (S. Moshier's Cephes: sinf, cosf and logf, errors below 2 ulp on these ranges).
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 

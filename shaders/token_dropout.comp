@@ -1,6 +1,6 @@
 #version 450
-// scale[b] = (1 - 0.12) / (1 - m / n) for sequence b of n tokens, m of them <mask>; 0 when all are. ESM-2's token dropout
-// (Lin et al. 2022; fair-esm, esm2.py), which rescales at inference too.
+// scale[b] = (1 - 0.12) / (1 - m / n) for sequence b of n tokens, m of them <mask>; 0 when all are. ESM-2's token
+// dropout (Lin et al. 2022; fair-esm, esm2.py), which rescales at inference too.
 //
 //   ids [tokens] i32, cu_seqlens [sequences + 1] i32 -> scale [sequences] f32
 //

@@ -40,7 +40,7 @@ std::map<std::string, std::string> metadata(const Options& o, const Checkpoint& 
     return nlohmann::json(values).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   };
   return {{"ids", list(keys)},
-          {"model", checkpoint.directory().filename().string()},
+          {"model", (checkpoint.directory() / "").parent_path().filename().string()},
           {"model_hash", checkpoint.hash()},
           {"dtype", o.common.dtype},
           {"device", device.info().spec + " " + device.info().name},

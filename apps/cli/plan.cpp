@@ -37,11 +37,10 @@ void run(const Options& o) {
   const DType dtype = o.common.parsed_dtype();
   const std::unique_ptr<Device> device = o.common.open();
   const MemoryReport memory = device->memory();
-  const uint64_t staging = memory[MemoryLabel::staging].bytes;
   const ForwardOptions forward = forward_options(o, config);
-  const MemoryPlan plan = plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, staging);
+  const MemoryPlan plan = plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, device->info());
   const uint64_t budget = memory.budget_bytes ? memory.budget_bytes : memory.device_bytes;
-  const uint32_t most = max_batch(config, dtype, o.length, forward, staging, budget);
+  const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget);
 
   nlohmann::json json{{"parameters", config.parameter_count()}, {"dtype", o.common.dtype},
                       {"length", o.length},                     {"batch", o.batch},

@@ -429,10 +429,15 @@ def make_config(layers: int, hidden: int, heads: int) -> dict:
     }
 
 
-def write_folder(out: str, tensors: dict[str, Tensor], config: dict, training: dict) -> None:
+def part_of(out: Path) -> Path:
+    """Where `out` is written before it is complete."""
+    return out.with_name(out.name + ".part")
+
+
+def write_folder(out: Path, tensors: dict[str, Tensor], config: dict, training: dict) -> None:
     """Writes everything under another name first, so that `out` is either whole or not there."""
-    part = Path(out + ".part")
-    part.mkdir()
+    part = part_of(out)
+    part.mkdir(parents=True)
     (part / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (part / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
@@ -441,7 +446,7 @@ def write_folder(out: str, tensors: dict[str, Tensor], config: dict, training: d
 
 
 @torch.no_grad()
-def check_with_transformers(out: str, model: Esm2, corpus: Corpus) -> None:
+def check_with_transformers(out: Path, model: Esm2, corpus: Corpus) -> None:
     """Compares the logits of the folder as transformers computes them with the model's, in fp32 on the CPU."""
     from transformers import EsmForMaskedLM
 
@@ -465,7 +470,7 @@ def check_with_transformers(out: str, model: Esm2, corpus: Corpus) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fasta", required=True, help="protein sequences, plain or .gz")
-    parser.add_argument("--out", required=True, help="folder to write; must not exist yet")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist yet")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
@@ -475,8 +480,8 @@ def parse_arguments() -> argparse.Namespace:
         "--check-transformers", action="store_true", help="compare the result with Hugging Face transformers"
     )
     arguments = parser.parse_args()
-    for folder in (arguments.out, arguments.out + ".part"):
-        if Path(folder).exists():
+    for folder in (arguments.out, part_of(arguments.out)):
+        if folder.exists():
             parser.error(f"--out {arguments.out}: {folder} exists already")
     if arguments.hidden % (2 * arguments.heads):
         parser.error(f"--hidden {arguments.hidden}: must be a multiple of twice --heads {arguments.heads}")

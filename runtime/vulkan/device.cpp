@@ -37,8 +37,8 @@ class VulkanDevice final : public Device {
         physical_(find_usable(instance_, index, options.matrix_cores)),
         device_(physical_),
         memory_(instance_, physical_, device_),
-        queue_(device_),
         pipelines_(physical_, device_, options.cache_dir),
+        queue_(device_),
         staging_(device_, memory_, queue_) {
     instance_.raise_validation_messages();
   }
@@ -107,13 +107,13 @@ class VulkanDevice final : public Device {
         operation);
   }
 
-  // Destroyed from the last to the first.
+  // Destroyed from the last to the first: the queue waits for what runs before anything that it uses goes.
   Instance instance_;
   PhysicalDevice physical_;
   LogicalDevice device_;
   Memory memory_;
-  Queue queue_;
   Pipelines pipelines_;
+  Queue queue_;
   Staging staging_;
 };
 

@@ -7,8 +7,8 @@
 
 // One function per operation: which shader, which variant, how many workgroups. The struct Push in each is the shader's
 // push constant block, member for member: device addresses first, then 32-bit values, so that C++ and GLSL's scalar
-// layout agree without padding in between. Where a grid could need more workgroups than Vulkan guarantees, it is capped and
-// the kernel loops.
+// layout agree without padding in between. Where a grid could need more workgroups than Vulkan guarantees, it is capped
+// and the kernel loops.
 namespace turboesm::vulkan {
 namespace {
 
@@ -68,11 +68,13 @@ struct LinearTile {
 };
 constexpr LinearTile kFewRows{16, 64, 32, 2, 2};  // not to compute 64 rows where there are 16
 constexpr LinearTile kSmallTile{64, 64, 32, 4, 4};
-constexpr LinearTile kLargeTile{128, 128, 16, 8, 8};  // more products per shared load, once there is work for everyone
+constexpr LinearTile kLargeTile{128, 128, 16, 8, 8};   // more products per shared load, once there is work for everyone
+constexpr LinearTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per workgroup: a CPU pays for each barrier
 constexpr bool fits(const LinearTile& tile) { return tile.threads() <= 256 && tile.shared_bytes() <= 32768; }
-static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile));
+static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile) && fits(kSoftwareTile));
 
 const LinearTile& linear_tile(const Linear& a, const Traits& traits) {
+  if (traits.software) return kSoftwareTile;
   if (a.rows <= kFewRows.bm) return kFewRows;
   constexpr uint32_t kUnknownUnits = 32;
   const uint32_t units = traits.compute_units ? traits.compute_units : kUnknownUnits;
@@ -111,20 +113,21 @@ Dispatch lower_one(const RopeSplit& a, const Traits&) {
 
 // How attention.comp divides its work, for one head_dim.
 struct AttentionTile {
-  uint32_t slice, slices, queries, keys;
+  uint32_t slice, slices, lanes, queries, keys;
 };
 
-// Slices of at most 32 elements, so that q and the sum stay in registers; fewer keys per tile as rows get longer, so
-// that two tiles and the scores' shares take at most 24 KiB.
-AttentionTile attention_tile(uint32_t head_dim) {
-  constexpr uint32_t kThreads = 128, kMaxSlice = 32;
+// Slices of at most 32 elements, so that q and the sum of two queries stay in registers; fewer keys per tile as rows
+// get longer, so that two tiles and the scores' shares take at most 24 KiB. A CPU pays for invocations and barriers and
+// has a cache that is nearly as good as registers: fewer invocations with more queries there.
+AttentionTile attention_tile(uint32_t head_dim, const Traits& traits) {
+  constexpr uint32_t kMaxSlice = 32;
+  const uint32_t threads = traits.software ? 32 : 128;
   const uint32_t slices = std::bit_ceil(ceil_div(head_dim, kMaxSlice));
   return {.slice = ceil_div(head_dim, 4 * slices) * 4,
           .slices = slices,
-          .queries = kThreads / slices,
-          .keys = head_dim <= 32    ? 32u
-                  : head_dim <= 128 ? 16u
-                                    : 8u};
+          .lanes = threads / slices,
+          .queries = traits.software ? 4u : 2u,
+          .keys = head_dim <= 64 ? 16u : 8u};
 }
 
 Dispatch lower_one(const Attention& a, const Traits& traits) {
@@ -133,11 +136,12 @@ Dispatch lower_one(const Attention& a, const Traits& traits) {
     uint64_t q, k, v, cu_seqlens, out;
     uint32_t heads;
   };
-  const AttentionTile tile = attention_tile(a.head_dim);
+  const AttentionTile tile = attention_tile(a.head_dim, traits);
   return dispatch(
       "attention",
-      {tile.queries * tile.slices, id_of(a.q.dtype), a.head_dim, tile.slice, tile.slices, tile.queries, tile.keys},
-      {ceil_div(a.max_length, tile.queries), a.heads, a.sequences},
+      {tile.lanes * tile.slices, id_of(a.q.dtype), a.head_dim, tile.slice, tile.slices, tile.lanes, tile.queries,
+       tile.keys, id_of(a.out.dtype)},
+      {ceil_div(a.max_length, tile.lanes * tile.queries), a.heads, a.sequences},
       Push{address_of(a.q), address_of(a.k), address_of(a.v), address_of(a.cu_seqlens), address_of(a.out), a.heads});
 }
 

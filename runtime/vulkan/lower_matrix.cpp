@@ -10,12 +10,13 @@ constexpr uint32_t kMatrix = 16;  // rows, columns and depth of a cooperative ma
 constexpr uint32_t kEights = 8;   // 16-bit elements in 16 bytes, the unit of all copies
 constexpr uint32_t kFours = 4;    // fp32 elements in 16 bytes
 constexpr uint32_t kVectorBytes = 16;
-constexpr uint32_t kBand = 8;                 // tile rows that run side by side: shared rows in the level-two cache
+constexpr uint32_t kBand = 8;                  // tile rows that run side by side: shared rows in the level-two cache
 constexpr uint32_t kGuaranteedGroups = 65535;  // per dimension, on any device
 constexpr uint32_t kTypicalUnits = 64;         // compute units of a device that does not say
 
 // Shared memory decides the large tiles: 48 KiB a workgroup is what NVIDIA reports, 32 KiB what is common to all. Of
-// tiles with equal prospects the first is taken, so the order is one of preference.
+// tiles with equal prospects the first is taken, so the order is one of preference. The rates are estimates from the
+// shared-memory traffic of a product, not measurements.
 constexpr LinearTile kLinearTiles[] = {
     // bm, bn, bk, wm, wn, wk, stages, prefetch, rate
     // Thousands of rows. 64 x 64 a subgroup: below that, shared memory feeds the matrix units too slowly.
@@ -24,7 +25,7 @@ constexpr LinearTile kLinearTiles[] = {
     {128, 256, 16, 2, 4, 1, 2, 1, 100},
     {128, 128, 32, 2, 2, 1, 1, 1, 92},
     {128, 128, 32, 2, 2, 1, 2, 1, 92},
-    {128, 128, 64, 2, 2, 1, 1, 1, 92},
+    {128, 256, 32, 2, 4, 1, 2, 1, 92},
     {128, 128, 64, 2, 4, 1, 1, 1, 85},
     // Hundreds of rows: more workgroups than compute units before anything else.
     {64, 128, 64, 2, 2, 1, 1, 1, 70},
@@ -87,7 +88,7 @@ uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
 bool suits(const Linear& op, const Traits& traits) {
   const bool f32_result = op.y.dtype == DType::f32;
   return has_matrix_unit(op.x.dtype, traits) && op.weight.dtype == op.x.dtype && op.inputs % kEights == 0 &&
-         (f32_result || (op.y.dtype == op.x.dtype && op.outputs % kFours == 0)) &&
+         (f32_result || op.outputs % kFours == 0) &&
          addressable(uint64_t(op.rows) * op.inputs, kEights) &&
          addressable(uint64_t(op.outputs) * op.inputs, kEights) &&
          addressable(uint64_t(op.rows) * op.outputs, op.outputs % kFours == 0 ? kFours : 1);
@@ -95,7 +96,7 @@ bool suits(const Linear& op, const Traits& traits) {
 
 bool suits(const Attention& op, const Traits& traits) {
   constexpr uint32_t kMaxHeadDim = 128;  // beyond, the sums no longer fit in registers
-  return has_matrix_unit(op.q.dtype, traits) && op.head_dim % kEights == 0 && op.head_dim <= kMaxHeadDim &&
+  return has_matrix_unit(op.q.dtype, traits) && op.out.dtype != DType::f32 && op.head_dim % kEights == 0 && op.head_dim <= kMaxHeadDim &&
          op.heads <= kGuaranteedGroups && op.sequences <= kGuaranteedGroups &&
          addressable(uint64_t(op.tokens) * op.heads * op.head_dim, kEights);
 }
@@ -129,9 +130,8 @@ std::span<const LinearTile> linear_tiles() { return kLinearTiles; }
 bool fits(const LinearTile& tile, const Traits& traits) {
   const uint32_t threads = tile.wm * tile.wn * tile.wk * matrix_subgroup_size(traits);
   const uint32_t row_step = threads / (tile.bk / kEights);  // rows that the threads copy at a time
-  return threads != 0 && threads <= traits.max_workgroup_invocations &&
-         shared_bytes(tile) <= traits.max_shared_bytes && threads % (tile.bk / kEights) == 0 &&
-         tile.bm % row_step == 0 && tile.bn % row_step == 0;
+  return threads != 0 && threads <= traits.max_workgroup_invocations && shared_bytes(tile) <= traits.max_shared_bytes &&
+         threads % (tile.bk / kEights) == 0 && tile.bm % row_step == 0 && tile.bn % row_step == 0;
 }
 
 Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile) {
@@ -146,8 +146,18 @@ Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const 
 
   Dispatch dispatch;
   dispatch.shader = op.x.dtype == DType::bf16 ? "linear_coopmat_bf16" : "linear_coopmat";
-  dispatch.constants = {uint32_t(op.x.dtype), tile.wm * tile.wn * tile.wk * subgroup, subgroup,
-                        tile.bm,  tile.bn, tile.bk, tile.wm, tile.wn, tile.wk, tile.stages, tile.prefetch, kBand};
+  dispatch.constants = {uint32_t(op.y.dtype),
+                        tile.wm * tile.wn * tile.wk * subgroup,
+                        subgroup,
+                        tile.bm,
+                        tile.bn,
+                        tile.bk,
+                        tile.wm,
+                        tile.wn,
+                        tile.wk,
+                        tile.stages,
+                        tile.prefetch,
+                        kBand};
   dispatch.subgroup_size = subgroup;
   dispatch.groups = {divide_up(op.outputs, tile.bn), divide_up(op.rows, tile.bm), 1};
   dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
@@ -183,7 +193,8 @@ Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, 
 
   Dispatch dispatch;
   dispatch.shader = op.q.dtype == DType::bf16 ? "attention_coopmat_bf16" : "attention_coopmat";
-  dispatch.constants = {uint32_t(op.q.dtype), tile.subgroups * subgroup, subgroup, op.head_dim, tile.keys};
+  dispatch.constants = {uint32_t(op.out.dtype), tile.subgroups * subgroup, subgroup, op.head_dim, tile.keys,
+                        uint32_t(op.q.dtype)};
   dispatch.subgroup_size = subgroup;
   dispatch.groups = {divide_up(op.max_length, tile.subgroups * kMatrix), op.heads, op.sequences};
   dispatch.set_push(Push{address_of(op.q), address_of(op.k), address_of(op.v), address_of(op.cu_seqlens),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/vulkan/features.h"
+#include "runtime/vulkan/staging.h"
 
 namespace turboesm::vulkan {
 namespace {
@@ -121,7 +122,7 @@ bool choose_queue_family(PhysicalDevice& device) {
 
 std::string problem_of(const Properties& properties, const Features& features) {
   constexpr VkSubgroupFeatureFlags kSubgroupOperations =
-      VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_ARITHMETIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
+      VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_ARITHMETIC_BIT;
   std::string missing;
   const auto need = [&](bool present, std::string_view what) {
     if (!present) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", what);
@@ -131,7 +132,7 @@ std::string problem_of(const Properties& properties, const Features& features) {
   need(features.v12.timelineSemaphore, "timeline semaphores");
   need((properties.v11.subgroupSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
            (properties.v11.subgroupSupportedOperations & kSubgroupOperations) == kSubgroupOperations,
-       "subgroup arithmetic and shuffles in compute shaders");
+       "subgroup arithmetic in compute shaders");
   need(properties.core.properties.limits.maxComputeWorkGroupInvocations >= 256, "workgroups of 256 invocations");
   need(properties.core.properties.limits.maxComputeSharedMemorySize >= 32768, "32 KiB of shared memory");
   return missing.empty() ? "" : fmt::format("its driver lacks {}", missing);
@@ -194,6 +195,7 @@ void read_traits(PhysicalDevice& device, const Properties& properties) {
   traits.compute_units = properties.compute_units();
   traits.software = device.info.kind == DeviceKind::software_gpu;
   device.info.subgroup_size = traits.subgroup_size;
+  device.info.staging_chunk_bytes = Staging::kChunkBytes;
 }
 
 void describe_features(PhysicalDevice& device) {

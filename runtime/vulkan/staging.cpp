@@ -9,7 +9,7 @@ Staging::~Staging() { finish(); }
 
 Staging::Chunk& Staging::free_chunk(uint64_t index) {
   std::optional<Chunk>& chunk = chunks_[index % chunks_.size()];
-  if (!chunk) chunk.emplace(memory_.allocate_staging(kChunkBytes), Commands(device_));
+  if (!chunk) chunk = Chunk{memory_.allocate_staging(kChunkBytes), Commands(device_)};
   queue_.wait(chunk->busy_until);
   return *chunk;
 }

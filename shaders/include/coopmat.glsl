@@ -1,6 +1,6 @@
-// What the cooperative-matrix kernels share. The 16-bit float type occurs as the component of matrices and nowhere else:
-// matrices are loaded from arrays of uvec4 (eight elements each, so offsets and strides count eights) and all conversion
-// is integer code. One source therefore serves float16 and, retyped (tools/retype_bf16.cpp), bfloat16.
+// What the cooperative-matrix kernels share. The 16-bit float type occurs as the component of matrices and nowhere
+// else: matrices are loaded from arrays of uvec4 (eight elements each, so offsets and strides count eights) and all
+// conversion is integer code. One source thus serves float16 and, retyped (tools/retype_bf16.cpp), bfloat16.
 #ifndef COOPMAT_GLSL
 #define COOPMAT_GLSL
 
@@ -12,10 +12,10 @@
 
 #include "dtype.glsl"
 
-layout(constant_id = 0) const uint DTYPE = DTYPE_F16;  // of the D operands
+layout(constant_id = 0) const uint DTYPE = DTYPE_F16;  // of 16-bit results
 layout(local_size_x_id = 1) in;                        // whole subgroups
 layout(constant_id = 1) const uint THREADS = 128;      // the same
-layout(constant_id = 2) const uint SUBGROUP = 32;      // invocations of a subgroup, which the pipeline asks for: 32 or 64
+layout(constant_id = 2) const uint SUBGROUP = 32;      // invocations of a subgroup, as the pipeline asks: 32 or 64
 
 const uint M = 16;      // rows, columns and depth of every matrix
 const uint EIGHTS = 8;  // 16-bit elements in a uvec4
@@ -27,8 +27,7 @@ const uint FOURS = 4;   // fp32 elements in a uvec4
 #define ROW_MAJOR gl_CooperativeMatrixLayoutRowMajor
 #define COLUMN_MAJOR gl_CooperativeMatrixLayoutColumnMajor
 
-// Orders the accesses of a subgroup's invocations to shared memory, and theirs alone: subgroupBarrier() would order those
-// to buffers as well.
+// Orders a subgroup's accesses to shared memory, and those alone: subgroupBarrier() would order buffers' as well.
 void sync_subgroup() {
   controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
 }
@@ -36,16 +35,16 @@ void sync_subgroup() {
 // A 16-bit operand that is only read.
 layout(buffer_reference, scalar, buffer_reference_align = 16) restrict readonly buffer Eights { uvec4 at[]; };
 
-// Two elements of type DTYPE in a word, the first in the lower half. float16 takes the one instruction that devices have
-// for it, not dtype.glsl's exact steps: Vulkan leaves its rounding to the driver, so a device may be an ulp off nearest.
+// Two elements of type DTYPE in a word, the first in the lower half. float16 takes the one instruction that devices
+// have for it, not dtype.glsl's exact steps: its rounding is the driver's choice, and may be an ulp off the nearest.
 uint pack_pair(float first, float second) {
   return DTYPE == DTYPE_F16 ? packHalf2x16(vec2(first, second)) : narrow2(DTYPE_BF16, vec2(first, second));
 }
 
-// The same for values that are no NaNs.
-uint pack_numbers(float first, float second) {
-  if (DTYPE == DTYPE_F16) return packHalf2x16(vec2(first, second));
-  uvec2 bits = uvec2(floatBitsToUint(first), floatBitsToUint(second));
+// The same in type `dtype` for values that are no NaNs.
+uint pack_numbers(uint dtype, vec2 values) {
+  if (dtype == DTYPE_F16) return packHalf2x16(values);
+  uvec2 bits = floatBitsToUint(values);
   bits += 0x7fffu + ((bits >> 16) & 1u);
   return (bits.x >> 16) | (bits.y & 0xffff0000u);
 }

@@ -20,25 +20,24 @@ layout(buffer_reference, scalar, buffer_reference_align = 16) buffer WordQuads {
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Floats { float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Ints { int at[]; };
 
-// fp32 to the 16 bits of the nearest binary16 or bfloat16, ties to even, NaN kept: the steps of runtime/dtype.cpp. Integer
-// code, because Vulkan leaves the rounding of packHalf2x16 to the driver.
+// fp32 to the 16 bits of the nearest binary16 or bfloat16, ties to even, NaN kept: the steps of runtime/dtype.cpp.
+// Integer code, because Vulkan leaves the rounding of packHalf2x16 to the driver.
 uint f16_bits(float value) {
   const uint bits = floatBitsToUint(value);
-  const uint sign_bit = (bits >> 16) & 0x8000u;
   const uint magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign_bit | 0x7e00u;   // NaN
-  if (magnitude >= 0x477ff000u) return sign_bit | 0x7c00u;  // rounds to 65536 or more: infinity
-  if (magnitude < 0x38800000u) {
-    // Below 2^-14 the result is subnormal: adding 0.5 lines the float's last bit up with 2^-24 and rounds to even.
-    return sign_bit | (floatBitsToUint(uintBitsToFloat(magnitude) + 0.5) - 0x3f000000u);
-  }
-  return sign_bit | ((magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13);
+  const uint normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  // Below 2^-14 the result is subnormal: adding 0.5 lines the float's last bit up with 2^-24 and rounds to even.
+  const uint subnormal = floatBitsToUint(uintBitsToFloat(magnitude) + 0.5) - 0x3f000000u;
+  uint result = magnitude < 0x38800000u ? subnormal : normal;
+  if (magnitude >= 0x477ff000u) result = 0x7c00u;  // rounds to 65536 or more: infinity
+  if (magnitude > 0x7f800000u) result = 0x7e00u;   // NaN
+  return ((bits >> 16) & 0x8000u) | result;
 }
 
 uint bf16_bits(float value) {
   const uint bits = floatBitsToUint(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;  // NaN, made quiet
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const uint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;  // a NaN is made quiet
 }
 
 // Two elements of a 16-bit type in a word, and back.

@@ -1,6 +1,6 @@
-// Reductions over a workgroup of at most 256 invocations, any subgroup size: within subgroups first, then over one value
-// per subgroup in shared memory. All invocations must call, all get the result. The order of the additions depends on
-// the device but not on the data or on what else runs.
+// Reductions over a workgroup of at most 256 invocations, any subgroup size: within subgroups first, then over one
+// value per subgroup in shared memory. All invocations must call, all get the result. The order of the additions
+// depends on the device but not on the data or on what else runs.
 #ifndef REDUCE_GLSL
 #define REDUCE_GLSL
 

@@ -41,11 +41,20 @@ enum Op : uint32_t {
 
 // What may yield a 16-bit float or a matrix of them: instructions that move values without looking at them.
 constexpr std::array<uint32_t, 14> kMovingOps{
-    1 /* OpUndef */,         44 /* OpConstantComposite */,   46 /* OpConstantNull */,
-    57 /* OpFunctionCall */, 55 /* OpFunctionParameter */,   54 /* OpFunction */,
-    61 /* OpLoad */,         80 /* OpCompositeConstruct */,  81 /* OpCompositeExtract */,
-    83 /* OpCopyObject */,   82 /* OpCompositeInsert */,     169 /* OpSelect */,
-    245 /* OpPhi */,         4457 /* OpCooperativeMatrixLoadKHR */,
+    1,     // OpUndef
+    44,    // OpConstantComposite
+    46,    // OpConstantNull
+    54,    // OpFunction
+    55,    // OpFunctionParameter
+    57,    // OpFunctionCall
+    61,    // OpLoad
+    80,    // OpCompositeConstruct
+    81,    // OpCompositeExtract
+    82,    // OpCompositeInsert
+    83,    // OpCopyObject
+    169,   // OpSelect
+    245,   // OpPhi
+    4457,  // OpCooperativeMatrixLoadKHR
 };
 
 constexpr uint32_t kEncodingBFloat16 = 0;

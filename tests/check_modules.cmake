@@ -1,0 +1,16 @@
+# cmake -DCOMMAND="TOOL OPTIONS" -DMODULES="a.spv;b.spv" -P check_modules.cmake: fails unless the command succeeds on
+# each module, and unless there is at least one.
+separate_arguments(command UNIX_COMMAND "${COMMAND}")
+set(failed "")
+foreach(module IN LISTS MODULES)
+  execute_process(COMMAND ${command} ${module} OUTPUT_QUIET ERROR_VARIABLE errors RESULT_VARIABLE result)
+  if(NOT result EQUAL 0)
+    list(APPEND failed ${module})
+    message("${module}: ${result}\n${errors}")
+  endif()
+endforeach()
+list(LENGTH MODULES count)
+if(failed OR count EQUAL 0)
+  message(FATAL_ERROR "'${COMMAND}' did not accept every module (of ${count}): ${failed}")
+endif()
+message("${count} modules accepted")

@@ -1,0 +1,253 @@
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+#include <catch2/catch_test_macros.hpp>
+
+#include "tests/conformance/harness.h"
+
+namespace turboesm::conformance {
+namespace {
+
+// ---- rope_split -----------------------------------------------------------------------------------------------------
+
+// cos/sin table of ESM-2: [rows, head_dim], head_dim/2 cosines, then head_dim/2 sines.
+std::vector<float> rope_table(uint32_t rows, uint32_t head_dim) {
+  std::vector<float> table(uint64_t(rows) * head_dim);
+  const uint32_t half = head_dim / 2;
+  for (uint32_t p = 0; p < rows; ++p)
+    for (uint32_t i = 0; i < half; ++i) {
+      const double angle = p * std::pow(10000.0, -double(i) / half);
+      table[uint64_t(p) * head_dim + i] = float(std::cos(angle));
+      table[uint64_t(p) * head_dim + half + i] = float(std::sin(angle));
+    }
+  return table;
+}
+
+void add_rope_split(Harness& harness, DType dtype, uint32_t tokens, uint32_t heads, uint32_t head_dim) {
+  harness.add(fmt::format("{} tokens, {} heads of {}", tokens, heads, head_dim), [&](Case& c) -> Operation {
+    Rng& rng = harness.rng();
+    const uint64_t size = uint64_t(tokens) * heads * head_dim;
+    const uint32_t table_rows = 1 + rng.below(2000);
+    const Tolerance tolerance = rounded(dtype, size, 5e-7);
+    return RopeSplit{.qkv = c.input(dtype, rng.normals(3 * size)),
+                     .positions = c.input(rng.integers(tokens, 0, int32_t(table_rows))),
+                     .table = c.input(DType::f32, rope_table(table_rows, head_dim)),
+                     .q = c.output(dtype, size, tolerance),
+                     .k = c.output(dtype, size, tolerance),
+                     .v = c.output(dtype, size, kExact),
+                     .tokens = tokens,
+                     .heads = heads,
+                     .head_dim = head_dim,
+                     .table_rows = table_rows,
+                     .q_scale = rng.coin() ? 1 / std::sqrt(float(head_dim)) : 1.0f};
+  });
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+// What the scores q.k look like.
+enum class Scores {
+  usual,   // N(0, 1)
+  large,   // N(0, 20): up to +-60 and more, a few keys take all the weight
+  rising,  // from -30 to 30 along the keys: each block of keys has a larger maximum than all before it
+  equal,   // all keys alike: the mean of v
+};
+constexpr Scores kScores[] = {Scores::usual, Scores::large, Scores::rising, Scores::equal};
+const char* name_of(Scores scores) {
+  return scores == Scores::usual    ? "usual"
+         : scores == Scores::large  ? "large"
+         : scores == Scores::rising ? "rising"
+                                    : "equal";
+}
+
+struct Shape {
+  uint32_t heads, head_dim;
+};
+
+struct QK {
+  std::vector<float> q, k;  // [tokens, heads, head_dim]
+};
+
+QK random_qk(Rng& rng, Scores scores, const Packing& packing, Shape shape) {
+  const uint64_t width = uint64_t(shape.heads) * shape.head_dim, size = packing.tokens() * width;
+  const float unit = 1 / std::sqrt(float(shape.head_dim));
+  QK qk{rng.normals(size, scores == Scores::large ? 20 * unit : unit), rng.normals(size)};
+  if (scores == Scores::equal) {
+    for (uint64_t i = width; i < size; ++i) qk.k[i] = qk.k[i - width];
+  } else if (scores == Scores::rising) {
+    for (uint64_t i = 0; i < size; ++i) qk.q[i] = 0.1f * qk.q[i] + unit;
+    for (uint32_t b = 0; b < packing.sequences(); ++b) {
+      const int32_t begin = packing.cu_seqlens[b], end = packing.cu_seqlens[b + 1];
+      for (int32_t t = begin; t < end; ++t)
+        for (uint64_t i = 0; i < width; ++i) {
+          float& k = qk.k[uint64_t(t) * width + i];
+          k = 0.1f * k + unit * (60 * float(t - begin) / float(end - begin) - 30);
+        }
+    }
+  }
+  return qk;
+}
+
+// A score s is a sum in fp32 of terms that reach |s|, so it carries an error of some 2^-24 |s|, and exp(s) that error
+// relative to itself.
+double softmax_error(Scores scores) { return scores == Scores::usual || scores == Scores::equal ? 3e-6 : 3e-5; }
+
+Tolerance attention_tolerance(const Harness& harness, DType dtype, Scores scores, Shape shape, const Packing& packing) {
+  // On matrix units the probabilities are rounded to the storage type before they meet v.
+  if (harness.on_matrix_cores(dtype)) return {.relative = dtype == DType::f16 ? 2e-3 : 1.6e-2};
+  // Of equal keys all queries of a sequence make the same.
+  const uint64_t rows = scores == Scores::equal ? packing.sequences() : packing.tokens();
+  return rounded(dtype, rows * shape.heads * shape.head_dim, softmax_error(scores));
+}
+
+void add_attention(Harness& harness, DType dtype, Shape shape, const Packing& packing, Scores scores) {
+  const uint64_t size = uint64_t(packing.tokens()) * shape.heads * shape.head_dim;
+  const std::string what =
+      fmt::format("{} sequences, {} tokens, the longest {}, {} heads of {}, {} scores", packing.sequences(),
+                  packing.tokens(), packing.longest, shape.heads, shape.head_dim, name_of(scores));
+  harness.add(what, [&](Case& c) -> Operation {
+    Rng& rng = harness.rng();
+    const QK qk = random_qk(rng, scores, packing, shape);
+    return Attention{.q = c.input(dtype, qk.q),
+                     .k = c.input(dtype, qk.k),
+                     .v = c.input(dtype, rng.normals(size)),
+                     .cu_seqlens = c.input(packing.cu_seqlens),
+                     .out = c.output(dtype, size, attention_tolerance(harness, dtype, scores, shape, packing)),
+                     .tokens = packing.tokens(),
+                     .sequences = packing.sequences(),
+                     .heads = shape.heads,
+                     .head_dim = shape.head_dim,
+                     .max_length = packing.longest + rng.pick({0u, 0u, 1u, 100u}),
+                     .score_pairs = packing.score_pairs};
+  });
+}
+
+void add_attention_maps(Harness& harness, DType dtype, Shape shape, uint32_t length, Scores scores) {
+  Rng& rng = harness.rng();
+  const Packing packing = pack({rng.below(40), length, rng.below(40)});
+  const uint32_t begin = uint32_t(packing.cu_seqlens[1]);
+  const std::string what = fmt::format("length {} at {}, {} heads of {}, {} scores", length, begin, shape.heads,
+                                       shape.head_dim, name_of(scores));
+  harness.add(what, [&](Case& c) -> Operation {
+    const QK qk = random_qk(rng, scores, packing, shape);
+    return AttentionMaps{.q = c.input(dtype, qk.q),
+                         .k = c.input(dtype, qk.k),
+                         .out = c.output(DType::f32, uint64_t(shape.heads) * length * length, {softmax_error(scores)}),
+                         .tokens = packing.tokens(),
+                         .begin = begin,
+                         .length = length,
+                         .heads = shape.heads,
+                         .head_dim = shape.head_dim};
+  });
+}
+
+template <class Visit>
+void for_each_head_dim(Visit&& visit) {
+  for (const uint32_t head_dim : kHeadDims) visit(head_dim);
+  for (const uint32_t head_dim : kOtherHeadDims) visit(head_dim);
+}
+
+}  // namespace
+
+TEST_CASE("rope_split agrees with the oracle", "[conformance]") {
+  conform(3, Units::any, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    for (const DType dtype : kFloatTypes) {
+      for_each_head_dim([&](uint32_t head_dim) {
+        for (const uint32_t tokens : kAwkwardLengths)
+          add_rope_split(harness, dtype, tokens, rng.pick({1u, 2u, 3u, 5u, 20u}), head_dim);
+        add_rope_split(harness, dtype, rng.pick(kLongLengths), 2, head_dim);
+      });
+      add_rope_split(harness, dtype, kManyRows, 1, 8);
+      add_rope_split(harness, dtype, 0, 1, 16);
+    }
+  });
+}
+
+TEST_CASE("attention agrees with the oracle", "[conformance]") {
+  conform(4, Units::matrix_cores_too, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    const auto heads = [&] { return rng.pick({1u, 2u, 3u, 5u}); };
+    for (const DType dtype : kFloatTypes) {
+      for_each_head_dim([&](uint32_t head_dim) {
+        for (const uint32_t length : kAwkwardLengths)
+          add_attention(harness, dtype, {heads(), head_dim}, pack({length}), rng.pick(kScores));
+        for (const Scores scores : kScores)
+          for (int repeat = 0; repeat < 4; ++repeat)
+            add_attention(harness, dtype, {heads(), head_dim}, random_packing(rng, 9), scores);
+        add_attention(harness, dtype, {1, head_dim}, pack({0, rng.pick(kLongLengths), 2, 0}), rng.pick(kScores));
+      });
+      for (const Scores scores : kScores)
+        add_attention(harness, dtype, {1, rng.pick(kHeadDims)}, pack({rng.pick(kLongLengths), 0, 1, 300}), scores);
+      add_attention(harness, dtype, {20, 16}, pack({147, 2, 65}), Scores::usual);
+      if (harness.on_gpu())
+        for (const uint32_t head_dim : kHeadDims)
+          add_attention(harness, dtype, {20, head_dim}, pack({1025, 300, 147, 2, 0, 64}), rng.pick(kScores));
+      add_attention(harness, dtype, {1, 8}, short_sequences(rng, kManyRows), Scores::usual);
+      add_attention(harness, dtype, {2, 64}, pack({0, 0}), Scores::usual);
+    }
+  });
+}
+
+TEST_CASE("attention_maps agrees with the oracle", "[conformance]") {
+  conform(5, Units::any, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    for (const DType dtype : kFloatTypes) {
+      for_each_head_dim([&](uint32_t head_dim) {
+        for (const uint32_t length : kAwkwardLengths)
+          add_attention_maps(harness, dtype, {rng.pick({1u, 2u, 3u, 5u}), head_dim}, length, rng.pick(kScores));
+      });
+      for (const uint32_t length : kLongLengths)
+        add_attention_maps(harness, dtype, {1, rng.pick(kHeadDims)}, length, rng.pick(kScores));
+      add_attention_maps(harness, dtype, {20, 16}, 65, Scores::usual);
+    }
+  });
+}
+
+// A sequence's result must not depend on its company: the same bits alone, first and last in a batch.
+TEST_CASE("attention of a sequence does not depend on the batch", "[conformance]") {
+  const auto device = open_device_under_test();
+  Rng rng(6);
+  constexpr uint32_t kLength = 100, kHeads = 3, kHeadDim = 24;
+  constexpr uint64_t kRow = kHeads * kHeadDim, kOwn = kLength * kRow;
+  const std::vector<float> own[3] = {rng.normals(kOwn), rng.normals(kOwn), rng.normals(kOwn)};
+
+  // The output's bytes for the sequence whose q, k, v are `own`, in place `at` among random ones of these lengths.
+  const auto attend = [&](DType dtype, std::initializer_list<uint32_t> lengths, uint32_t at) {
+    const Packing packing = pack(lengths);
+    const uint64_t size = packing.tokens() * kRow, first = uint64_t(packing.cu_seqlens[at]) * kRow;
+    const auto buffer = device->allocate(16 * size + 4096, MemoryLabel::activations);
+    const auto tensor = [&](uint64_t i) { return Tensor{buffer.get(), i * size * 4, size, dtype}; };
+    for (uint64_t i = 0; i < 3; ++i) {
+      std::vector<float> values = rng.normals(size);
+      std::copy(own[i].begin(), own[i].end(), values.begin() + int64_t(first));
+      std::vector<std::byte> stored(tensor(i).bytes());
+      convert(DType::f32, values.data(), dtype, stored.data(), size);
+      device->upload<std::byte>(tensor(i), stored);
+    }
+    const Tensor cu_seqlens{buffer.get(), 16 * size, packing.cu_seqlens.size(), DType::i32};
+    device->upload<int32_t>(cu_seqlens, packing.cu_seqlens);
+    const Operation operation = Attention{.q = tensor(0),
+                                          .k = tensor(1),
+                                          .v = tensor(2),
+                                          .cu_seqlens = cu_seqlens,
+                                          .out = tensor(3),
+                                          .tokens = packing.tokens(),
+                                          .sequences = packing.sequences(),
+                                          .heads = kHeads,
+                                          .head_dim = kHeadDim,
+                                          .max_length = packing.longest};
+    device->run({&operation, 1});
+    std::vector<std::byte> out(kOwn * size_of(dtype));
+    device->download(*buffer, tensor(3).offset + first * size_of(dtype), out);
+    return out;
+  };
+  for (const DType dtype : kFloatTypes) {
+    const std::vector<std::byte> alone = attend(dtype, {kLength}, 0);
+    CHECK((attend(dtype, {kLength, 37, 2, 300}, 0) == alone));
+    CHECK((attend(dtype, {300, 0, 1, kLength}, 3) == alone));
+  }
+}
+
+}  // namespace turboesm::conformance

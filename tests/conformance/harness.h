@@ -1,0 +1,118 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/backend.h"
+#include "tests/conformance/data.h"
+
+// Runs operations on the device under test (--device) and on an oracle, and compares what they leave in memory. The
+// oracle is the CPU back end, whose own oracle are the loops of plain.h.
+namespace turboesm::conformance {
+
+// The device under test, with Vulkan's validation layers unless --no-validation.
+std::unique_ptr<Device> open_device_under_test(bool matrix_cores = true);
+
+// What an output may differ by from the oracle's, `got` from `want`, both [n]:
+//   rms(got - want) <= relative x max(rms(want), scale)                        and, so that no single element hides,
+//   |got - want|    <= stragglers x relative x (max(rms(want), scale) + |want|)  for each one;
+// an element that is NaN or infinite is always wrong. relative == 0 asks for equal bits.
+struct Tolerance {
+  double relative = 0;
+  double scale = 0;  // what the terms of a sum measure, where they may cancel
+  double stragglers = 8;
+};
+
+inline constexpr Tolerance kExact{};
+
+// Tolerance of an output of `count` elements in `stored`, of a value that fp32 arithmetic gets right to `fp32_error`.
+// Storing in 16 bits rounds both sides alike, except for the elements between whose two values a rounding boundary
+// lies: a share of about fp32_error / ulp, and now and then one more, which may be several times the rms. Each of those
+// is off by one ulp. `count` is the number of elements with errors of their own.
+Tolerance rounded(DType stored, uint64_t count, double fp32_error, double scale = 0);
+
+// Error, relative to its rms, of a sum of `terms` products of independent sign in fp32: each of the partial sums, which
+// grow like sqrt(n), is rounded to 2^-24 of itself, whatever the order.
+double sum_error(uint64_t terms);
+
+// The operands of one case, placed in the memory of its batch.
+class Case {
+ public:
+  Tensor input(DType dtype, std::span<const float> values);  // rounded to dtype
+  Tensor input(std::span<const int32_t> values);
+  Tensor random_bits(DType dtype, uint64_t count);
+  Tensor output(DType dtype, uint64_t count, Tolerance tolerance);    // holds NaN before the run
+  Tensor in_out(std::span<const float> values, Tolerance tolerance);  // f32: read and written
+
+ private:
+  friend class Harness;
+  explicit Case(class Harness& harness) : harness_(harness) {}
+  Harness& harness_;
+};
+
+class Harness {
+ public:
+  Harness(std::unique_ptr<Device> device, uint32_t seed);
+  ~Harness();
+
+  // `build` allocates its operands and returns the operation; `what` tells the case from others in a failure's message.
+  void add(const std::string& what, const std::function<Operation(Case&)>& build);
+  void finish();  // runs what has not run yet and fails the test case if anything was wrong
+
+  Rng& rng() { return rng_; }
+  // Whether products of this type run on matrix units, which sum and round in their own way.
+  bool on_matrix_cores(DType dtype) const { return matrix_cores_ & (1u << uint32_t(dtype)); }
+  // Whether it is a GPU proper, to which larger cases can be put.
+  bool on_gpu() const {
+    const DeviceKind kind = device_->info().kind;
+    return kind != DeviceKind::cpu && kind != DeviceKind::software_gpu;
+  }
+
+ private:
+  friend class Case;
+  struct Added {
+    std::string what;
+    Operation operation;
+  };
+  struct Operand {  // bytes [begin, end) of the image
+    uint64_t begin, end, count;
+    size_t of_case;
+    DType dtype;
+    bool written;
+    Tolerance tolerance;
+  };
+  class Runner;
+
+  Tensor place(DType dtype, uint64_t count, bool written, Tolerance tolerance);
+  void flush();
+  void compare_output(const Operand& operand, std::span<const std::byte> want, std::span<const std::byte> got);
+  void compare_untouched(uint64_t begin, uint64_t end, std::span<const std::byte> got);
+  void note_error(const Operand& operand, double share);
+  std::string name_of_operand(const Operand& operand) const;
+  std::string describe(const Operand& operand) const;
+  void fail(const Operand& operand, const std::string& problem);
+
+  std::unique_ptr<Device> device_, oracle_device_;  // no oracle device: plain loops
+  std::unique_ptr<Runner> runner_, oracle_;
+  uint32_t matrix_cores_;
+  Rng rng_;
+  std::vector<Added> cases_;       // of the batch being built, like the next two
+  std::vector<Operand> operands_;  // in the order of their bytes
+  std::vector<std::byte> image_;
+  uint64_t cases_run_ = 0, failures_ = 0;
+  double worst_ = 0;  // largest error, as a share of what its tolerance allows, and where it was
+  std::string worst_case_;
+};
+
+enum class Units { any, matrix_cores_too };
+
+// Adds cases to a harness for the device under test and runs them; with Units::matrix_cores_too on a device that has
+// such units a second time without them.
+void conform(uint32_t seed, Units units, const std::function<void(Harness&)>& add_cases);
+
+}  // namespace turboesm::conformance

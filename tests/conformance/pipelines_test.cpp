@@ -1,0 +1,115 @@
+// Every kernel variant that an operation can ask for is compiled by the device's driver; nothing is run. Mesa's AMD
+// driver does this for cards that the machine does not have.
+#include <catch2/catch_test_macros.hpp>
+#include <set>
+#include <vector>
+
+#include "runtime/device_choice.h"
+#include "runtime/vulkan/addressed_buffer.h"
+#include "runtime/vulkan/compile.h"
+#include "tests/options.h"
+
+namespace turboesm {
+namespace {
+
+constexpr uint32_t kTokens = 2048;  // the most; all operands lie in one buffer, for nothing is run
+constexpr uint64_t kBufferBytes = uint64_t(64) << 20;
+constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
+constexpr uint32_t kHeadDims[] = {16, 24, 32, 64, 128};
+
+// Builds operations whose operands are all at the start of one buffer.
+class Builder {
+ public:
+  explicit Builder(Buffer& buffer) : buffer_(buffer) {}
+
+  void add_all() {
+    add_independent_of_model();
+    for (const DType dtype : kDTypes) {
+      add_embedding(dtype);
+      for (const uint32_t rows : {1u, 16u, 147u, kTokens}) add_linears(dtype, rows);
+      for (const uint32_t head_dim : kHeadDims) add_attention(dtype, head_dim);
+    }
+  }
+
+  const std::vector<Operation>& operations() const { return operations_; }
+
+ private:
+  Tensor tensor(DType dtype, uint64_t count) const { return {&buffer_, 0, count, dtype}; }
+  Tensor f32(uint64_t count) const { return tensor(DType::f32, count); }
+  Tensor i32(uint64_t count) const { return tensor(DType::i32, count); }
+  void add(Operation operation) { operations_.push_back(std::move(operation)); }
+
+  void add_independent_of_model() {
+    const uint32_t length = 100, heads = 20, residues = length - 2;
+    const uint64_t map = uint64_t(heads) * length * length;
+    add(TokenDropout{i32(kTokens), i32(5), f32(4), kTokens, 4});
+    add(PoolMean{f32(kTokens * 320), i32(5), f32(4 * 320), kTokens, 4, 320});
+    add(ContactSums{f32(map), f32(heads * (length - 1)), heads, length});
+    add(ContactAccumulate{f32(map), f32(heads * (length - 1)), f32(heads), f32(residues * residues), heads, length});
+    add(Copy{f32(1001), f32(1001)});
+    add(Copy{i32(4096), i32(4096)});
+  }
+
+  void add_embedding(DType dtype) {
+    for (const Tensor scale : {Tensor{}, f32(4)})
+      add(Embed{i32(kTokens), i32(5), scale, tensor(dtype, 33 * 320), f32(kTokens * 320), kTokens, 4, 33, 320});
+    for (const uint32_t width : {322u, 1280u, 5120u})
+      add(LayerNorm{f32(kTokens * width), f32(width), f32(width), tensor(dtype, kTokens * width), kTokens, width});
+    add(Fill{tensor(dtype, 1000), 1.0f});
+    add(RandomNormal{tensor(dtype, 1000), 1, 1.0f});
+  }
+
+  void add_linears(DType dtype, uint32_t rows) {
+    struct Shape {
+      uint32_t inputs, outputs;
+    };
+    for (const auto [inputs, outputs] : {Shape{320, 960}, Shape{480, 480}, Shape{1280, 5120}, Shape{5120, 1280}}) {
+      const Tensor x = tensor(dtype, rows * inputs), weight = tensor(dtype, inputs * outputs), bias = f32(outputs);
+      const Tensor y = tensor(dtype, rows * outputs), wide_y = f32(rows * outputs);
+      add(Linear{x, weight, {}, {}, wide_y, rows, inputs, outputs, false});
+      add(Linear{x, weight, bias, {}, y, rows, inputs, outputs, false});
+      add(Linear{x, weight, bias, {}, y, rows, inputs, outputs, true});
+      add(Linear{x, weight, bias, wide_y, wide_y, rows, inputs, outputs, false});
+    }
+    add(Linear{tensor(dtype, rows * 640), tensor(dtype, 33 * 640), f32(33), {}, f32(rows * 33), rows, 640, 33, false});
+    add(Linear{tensor(dtype, rows * 66), tensor(dtype, 34 * 66), f32(34), {}, f32(rows * 34), rows, 66, 34, false});
+  }
+
+  void add_attention(DType dtype, uint32_t head_dim) {
+    const uint32_t heads = 20, length = 512;
+    const Tensor values = tensor(dtype, uint64_t(kTokens) * heads * head_dim);
+    const Tensor qkv = tensor(dtype, 3 * uint64_t(128) * heads * head_dim);
+    add(RopeSplit{qkv, i32(128), f32(1024 * head_dim), values, values, values, 128, heads, head_dim, 1024});
+    for (const uint32_t longest : {1u, 70u, kTokens})
+      add(Attention{values, values, values, i32(5), values, kTokens, 4, heads, head_dim, longest});
+    add(AttentionMaps{values, values, f32(uint64_t(heads) * length * length), kTokens, 0, length, heads, head_dim});
+  }
+
+  Buffer& buffer_;
+  std::vector<Operation> operations_;
+};
+
+// Without validation: a distribution's layers may be older than the extensions of its drivers. The conformance tests
+// run with it.
+void compile_everything(bool matrix_cores) {
+  const DeviceSpec device = parse_device_spec(test_options().device);
+  REQUIRE(device.backend == "vulkan");
+  vulkan::AddressedBuffer buffer(kBufferBytes, MemoryLabel::activations, 4096);
+  Builder builder(buffer);
+  builder.add_all();
+
+  std::set<size_t> kinds;
+  for (const Operation& operation : builder.operations()) kinds.insert(operation.index());
+  REQUIRE(kinds.size() == std::variant_size_v<Operation>);
+  DeviceOptions options;
+  options.matrix_cores = matrix_cores;
+  CHECK_NOTHROW(vulkan::compile(device.index, options, builder.operations()));
+}
+
+}  // namespace
+
+TEST_CASE("every operation compiles in every variant", "[pipelines]") { compile_everything(true); }
+
+TEST_CASE("every operation compiles without matrix cores", "[pipelines]") { compile_everything(false); }
+
+}  // namespace turboesm

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace turboesm {
+
+// What the tests are run with, from the test program's own options (main.cpp).
+struct TestOptions {
+  std::string device = "cpu";        // --device SPEC: cpu, vulkan, vulkan:1, ...
+  bool validation = true;            // --no-validation turns Vulkan's validation layers off
+  std::string turboesm_binary;       // --binary FILE: the program under test; default: beside the test program
+  std::filesystem::path source_dir;  // --source-dir DIR: the project's root; default: where it was configured
+};
+
+const TestOptions& test_options();
+
+}  // namespace turboesm

@@ -1,0 +1,183 @@
+#include "runtime/operations.h"
+
+#include <fmt/format.h>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_exception.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "runtime/backend.h"
+#include "runtime/error.h"
+
+namespace turboesm {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::MessageMatches;
+
+// A buffer of a size, without memory: check() looks at nothing else.
+class SizedBuffer final : public Buffer {
+ public:
+  explicit SizedBuffer(uint64_t size) : Buffer(size, MemoryLabel::activations) {}
+};
+
+SizedBuffer& buffer() {
+  static SizedBuffer large(uint64_t(1) << 40);
+  return large;
+}
+
+Tensor tensor(uint64_t count, DType dtype = DType::f32) { return {&buffer(), 0, count, dtype}; }
+
+Linear linear(DType in, DType out, uint32_t rows, uint32_t inputs, uint32_t outputs) {
+  return {.x = tensor(uint64_t(rows) * inputs, in),
+          .weight = tensor(uint64_t(outputs) * inputs, in),
+          .bias = {},
+          .residual = {},
+          .y = tensor(uint64_t(rows) * outputs, out),
+          .rows = rows,
+          .inputs = inputs,
+          .outputs = outputs};
+}
+
+Attention attention(DType dtype, uint32_t head_dim) {
+  const Tensor each = tensor(10 * 2 * head_dim, dtype);
+  return {.q = each,
+          .k = each,
+          .v = each,
+          .cu_seqlens = tensor(2, DType::i32),
+          .out = each,
+          .tokens = 10,
+          .sequences = 1,
+          .heads = 2,
+          .head_dim = head_dim,
+          .max_length = 10,
+          .score_pairs = 100};
+}
+
+LayerNorm layer_norm(uint32_t rows, uint32_t width) {
+  const Tensor each = tensor(uint64_t(rows) * width);
+  return {.x = each, .weight = tensor(width), .bias = tensor(width), .y = each, .rows = rows, .width = width};
+}
+
+Copy copy(const Tensor& source, const Tensor& destination) { return {.source = source, .destination = destination}; }
+
+// check() throws Error(usage) whose message has both parts.
+void check_refused(const Operation& operation, const std::string& part, const std::string& other = "") {
+  CHECK_THROWS_MATCHES(check(operation), Error, MessageMatches(ContainsSubstring(part) && ContainsSubstring(other)));
+  try {
+    check(operation);
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::usage);
+    CHECK_THAT(error.what(), ContainsSubstring(fmt::format("[{}]", name_of(operation))));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("operations have names", "[unit]") {
+  CHECK(name_of(Operation(TokenDropout{})) == "token_dropout");
+  CHECK(name_of(Operation(linear(DType::f32, DType::f32, 1, 2, 2))) == "linear");
+  CHECK(name_of(Operation(ContactAccumulate{})) == "contact_accumulate");
+}
+
+TEST_CASE("check accepts operands that fit", "[unit]") {
+  CHECK_NOTHROW(check(linear(DType::f32, DType::f32, 3, 10, 33)));
+  CHECK_NOTHROW(check(linear(DType::f16, DType::f32, 3, 10, 33)));
+  CHECK_NOTHROW(check(linear(DType::bf16, DType::bf16, 3, 10, 34)));
+  CHECK_NOTHROW(check(linear(DType::f32, DType::f32, 0, 10, 4)));
+  CHECK_NOTHROW(check(layer_norm(5, 6)));
+  for (const uint32_t head_dim : {8u, 16u, 24u, 40u, 128u, 256u}) CHECK_NOTHROW(check(attention(DType::f16, head_dim)));
+  CHECK_NOTHROW(check(Fill{.out = tensor(7), .value = 1}));
+  CHECK_NOTHROW(check(copy(tensor(6, DType::bf16), tensor(6, DType::bf16))));
+}
+
+TEST_CASE("check refuses operands by name", "[unit]") {
+  LayerNorm a = layer_norm(4, 16);
+  SECTION("missing") {
+    a.bias = {};
+    check_refused(a, "bias", "missing");
+  }
+  SECTION("of the wrong type") {
+    a.x.dtype = DType::bf16;
+    check_refused(a, "x is bf16", "f32");
+    a.x.dtype = DType::i32;
+    check_refused(a, "x is i32");
+  }
+  SECTION("too small") {
+    a.y.count = 63;
+    check_refused(a, "y has 63", "64");
+  }
+  SECTION("misaligned") {
+    a.weight.offset = 8;
+    check_refused(a, "weight", "byte 8");
+  }
+  SECTION("past the end of the buffer") {
+    SizedBuffer small(256 + 12);
+    a.x = {&small, 0, 64, DType::f32};
+    CHECK_NOTHROW(check(a));
+    a.x.offset = 16;
+    check_refused(a, "x ends at byte 272", "268");
+    a.x.offset = uint64_t(1) << 63;
+    check_refused(a, "x");
+    a.x = {&small, 0, ~uint64_t(0) / 2, DType::f32};  // its size in bytes overflows
+    check_refused(a, "x");
+  }
+  SECTION("too many for 32-bit indices") { check_refused(layer_norm(1 << 24, 128), "x", "2147483648"); }
+  SECTION("optional ones too, when there") {
+    Linear b = linear(DType::f32, DType::f32, 2, 4, 6);
+    b.bias = tensor(5);
+    check_refused(b, "bias has 5", "6");
+    b.bias = tensor(6, DType::f16);
+    check_refused(b, "bias is f16");
+  }
+}
+
+TEST_CASE("check refuses sizes and types that do not go together", "[unit]") {
+  check_refused(layer_norm(4, 15), "width");
+  check_refused(layer_norm(4, 0), "width");
+  check_refused(linear(DType::f32, DType::f32, 3, 9, 4), "inputs");
+  check_refused(linear(DType::f32, DType::f32, 3, 0, 4), "inputs");
+  check_refused(linear(DType::f16, DType::f16, 3, 8, 33), "outputs");
+  check_refused(linear(DType::f16, DType::bf16, 3, 8, 4), "y must be");
+  check_refused(linear(DType::f32, DType::f16, 3, 8, 4), "y must be");
+  Linear mixed = linear(DType::f16, DType::f32, 3, 8, 4);
+  mixed.weight.dtype = DType::bf16;
+  check_refused(mixed, "one dtype");
+  for (const uint32_t head_dim : {0u, 4u, 20u, 264u}) check_refused(attention(DType::f16, head_dim), "head_dim");
+  Attention crowded = attention(DType::f32, 8);
+  crowded.sequences = 65536;
+  check_refused(crowded, "65535");
+  check_refused(AttentionMaps{.q = tensor(160),
+                              .k = tensor(160),
+                              .out = tensor(200),
+                              .tokens = 10,
+                              .begin = 5,
+                              .length = 6,
+                              .heads = 2,
+                              .head_dim = 8},
+                "sequence");
+  for (const uint32_t length : {0u, 1u, 2u})
+    check_refused(ContactSums{.maps = tensor(100), .sums = tensor(100), .heads = 1, .length = length}, "residue");
+  check_refused(Fill{.out = tensor(7, DType::f16), .value = 1}, "even");
+  check_refused(RandomNormal{.out = tensor(7)}, "even");
+  check_refused(copy(tensor(4), tensor(5)), "one count");
+  check_refused(copy(tensor(4), tensor(4, DType::i32)), "one dtype");
+  check_refused(copy(tensor(3, DType::f16), tensor(3, DType::f16)), "multiple of 4");
+}
+
+TEST_CASE("work is counted in operations and bytes", "[unit]") {
+  const Linear a = linear(DType::f16, DType::f32, 3, 10, 7);
+  CHECK(flops(a) == 2.0 * 3 * 10 * 7);
+  CHECK(bytes(a) == 2 * 30 + 2 * 70 + 4 * 21);
+  Linear with_residual = a;
+  with_residual.residual = with_residual.y;
+  CHECK(bytes(with_residual) == bytes(a) + 4 * 21);
+  CHECK(flops(attention(DType::f32, 16)) == 4.0 * 100 * 2 * 16);
+  CHECK(bytes(copy(tensor(100), tensor(100))) == 800);
+  // The logits of a contact map are read and written.
+  CHECK(
+      bytes(ContactAccumulate{
+          .maps = tensor(50), .sums = tensor(8), .weight = tensor(2), .logits = tensor(9), .heads = 2, .length = 5}) ==
+      4 * (50 + 8 + 2 + 2 * 9));
+}
+
+}  // namespace turboesm
