@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <numeric>
+#include <optional>
 #include <unordered_set>
 
 #include "runtime/error.h"
@@ -37,6 +39,8 @@ class Embedder {
       if (index < 0 || index > layers)
         throw_error(ErrorKind::usage, "--layers {}: the model has hidden states 0 to {} (or -1 to -{})", layer, layers,
                     layers + 1);
+      if (std::ranges::find(forward_.layers, uint32_t(index)) != forward_.layers.end())
+        throw_error(ErrorKind::usage, "--layers {}: hidden state {} is asked for twice", layer, index);
       forward_.layers.push_back(uint32_t(index));
     }
     forward_.means = options.mean;
@@ -141,24 +145,35 @@ class Embedder {
     check_interrupted();
     Batch batch;
     for (uint32_t i : members) batch.add(window[i].ids);
-    ForwardResult result;
-    try {
-      result = model_.forward(batch, forward_);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::out_of_memory) throw;
+    std::string problem;
+    std::optional<ForwardResult> result = try_forward(batch, problem);
+    if (!result) {
       if (members.size() == 1)
-        throw_error(ErrorKind::out_of_memory, "record {} ({} residues) does not fit in device memory alone: {}",
-                    window[members[0]].key, window[members[0]].length(), error.what());
+        throw_error(ErrorKind::out_of_memory, "record {} ({} residues) does not fit in memory alone: {}",
+                    window[members[0]].key, window[members[0]].length(), problem);
       ++report_.halved;
       budget_ = std::max(1u, std::min(budget_, batch.shape.tokens) / 2);
       run_batch(window, members.first(members.size() / 2));
       run_batch(window, members.subspan(members.size() / 2));
       return;
     }
-    for (uint32_t b = 0; b < members.size(); ++b) take(window[members[b]], batch, b, result);
+    for (uint32_t b = 0; b < members.size(); ++b) take(window[members[b]], batch, b, *result);
     ++report_.batches;
     report_.records += members.size();
     report_.residues += batch.shape.tokens - 2 * batch.shape.sequences;
+  }
+
+  // Nothing, and why, when the device's memory or the host's, where the results go, did not suffice.
+  std::optional<ForwardResult> try_forward(const Batch& batch, std::string& problem) {
+    try {
+      return model_.forward(batch, forward_);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::out_of_memory) throw;
+      problem = error.what();
+    } catch (const std::bad_alloc&) {
+      problem = "out of memory on the host";
+    }
+    return std::nullopt;
   }
 
   // Copies sequence `b`'s share out of a batch's results.

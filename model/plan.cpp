@@ -53,6 +53,7 @@ MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& 
            activations("logits", R::logits),
            activations("attention maps", R::maps),
            activations("contacts", R::contacts),
+           {"kernels' scratch", MemoryLabel::activations, device.scratch_bytes},
            {"staging", MemoryLabel::staging, staging_bytes(config, dtype, shape, options, device)}})
     if (row.bytes) plan.rows.push_back(std::move(row));
   return plan;

@@ -4,7 +4,8 @@
 //
 //   x [rows, width] f32, weight [width] f32, bias [width] f32 -> y [rows, width] any; width is even
 //
-// One workgroup per row, which its invocations keep in registers: x is read once, so y may be x.
+// One workgroup per row, which its invocations keep in registers: x is read once, so y may be x. weight and bias are
+// asked for together with x, to arrive while the sums are made.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
 #include "reduce.glsl"
@@ -28,10 +29,14 @@ uint column_of(uint pair) { return 2 * (gl_LocalInvocationID.x + pair * gl_WorkG
 
 void normalize_row(uint begin) {
   vec2 held[PAIRS];
+  vec2 weights[PAIRS];
+  vec2 biases[PAIRS];
   vec2 sum = vec2(0.0);
   for (uint i = 0; i < PAIRS; ++i) {
     const uint column = column_of(i);
     held[i] = column < width ? load2(x, DTYPE_F32, begin + column) : vec2(0.0);
+    weights[i] = column < width ? load2(weight, DTYPE_F32, column) : vec2(0.0);
+    biases[i] = column < width ? load2(bias, DTYPE_F32, column) : vec2(0.0);
     sum += held[i];
   }
   const float mean = workgroup_sum(sum.x + sum.y) / float(width);
@@ -47,9 +52,7 @@ void normalize_row(uint begin) {
   for (uint i = 0; i < PAIRS; ++i) {
     const uint column = column_of(i);
     if (column >= width) continue;
-    const vec2 normal = held[i] * factor;
-    store2(y, Y_DTYPE, begin + column,
-           fma(normal, load2(weight, DTYPE_F32, column), load2(bias, DTYPE_F32, column)));
+    store2(y, Y_DTYPE, begin + column, fma(held[i] * factor, weights[i], biases[i]));
   }
 }
 

@@ -12,8 +12,13 @@
 // WK > 1 is for few rows, where tiles must be small to occupy the device: fewer, larger sums a subgroup need less
 // shared-memory traffic. With WK = 1 the sum over inputs is in ascending order whatever the tile.
 //
-// The epilogue passes sums through shared memory, 16 rows of each subgroup at a time, as no element of a matrix has a
+// The epilogue passes sums through shared memory, DRAIN x 16 rows of each subgroup at a time, as no element of a matrix has a
 // known place in registers. It adds up the WK partial sums in ascending order and stores whole 128-byte lines.
+//
+// SPLITS > 1, also for few rows: that many workgroups, along z, share a tile, each summing a run of the steps, which
+// occupies the device with tiles large enough to read each operand from cache less often. They leave their sums in
+// scratch memory; the one that arrives last at the tile's counter adds them up in ascending order, whoever it is, and
+// finishes the tile. It leaves the counter at zero for the next product.
 //
 // Tiles are visited in bands of BAND tile rows, column by column, so that what runs at a time shares rows of both
 // operands in the level-two cache. Rows and outputs beyond the end are clamped when loaded and not stored; inputs
@@ -31,18 +36,26 @@ layout(constant_id = 8) const uint WK = 1;
 layout(constant_id = 9) const uint STAGES = 1;
 layout(constant_id = 10) const uint PREFETCH = 1;
 layout(constant_id = 11) const uint BAND = 8;
+layout(constant_id = 12) const uint SPLITS = 1;
+layout(constant_id = 13) const uint DRAIN = 1;
 
 const uint HAS_BIAS = 1;
 const uint HAS_RESIDUAL = 2;
 const uint HAS_GELU = 4;
 const uint Y_IS_F32 = 8;
 
+// Shared between workgroups while they run.
+layout(buffer_reference, scalar, buffer_reference_align = 16) devicecoherent buffer Partials { uvec4 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) devicecoherent buffer Counters { uint at[]; };
+
 layout(push_constant, scalar) uniform Push {
   Eights x;
   Eights weight;
   Floats bias;
   WordQuads residual;
-  WordQuads y;  // may be the residual
+  WordQuads y;        // may be the residual
+  Partials partials;  // [tiles][SPLITS][BM, BN] fp32; with SPLITS > 1
+  Counters counters;  // [tiles], zeros
   uint rows;
   uint inputs;
   uint outputs;
@@ -58,7 +71,7 @@ const uint FN = SN / M;
 const uint ROW = BK / EIGHTS + 1;
 const uint STAGE = (BM + BN) * ROW;
 const uint SLICE_ROW = SN / FOURS + 1;
-const uint SLICE = M * SLICE_ROW;  // 16 rows of a subgroup's sums
+const uint SLICE = DRAIN * M * SLICE_ROW;  // rows of a subgroup's sums
 const uint TILE_SIZE = STAGES * STAGE;
 const uint SLICES_SIZE = WM * WN * WK * SLICE;
 shared uvec4 tile[TILE_SIZE > SLICES_SIZE ? TILE_SIZE : SLICES_SIZE];
@@ -73,6 +86,7 @@ uvec4 staged_x[PREFETCH * X_COPIES];
 uvec4 staged_weight[PREFETCH * WEIGHT_COPIES];
 uint x_offset[X_COPIES];  // in uvec4, of this thread's element in the first step
 uint weight_offset[WEIGHT_COPIES];
+shared uint arrived;  // workgroups of this tile that were here before
 Sums sums[FM * FN];
 
 // First row and first output of this workgroup's tile.
@@ -98,10 +112,10 @@ void find_offsets(uvec2 origin) {
   }
 }
 
-// Global memory -> registers; zeros beyond the inputs.
-void load_step(uint step, uint slot) {
+// Global memory -> registers; zeros beyond the inputs and from step `end` on.
+void load_step(uint step, uint end, uint slot) {
   const uint begin = step * COLUMNS;
-  if (begin + gl_LocalInvocationIndex % COLUMNS < push.inputs / EIGHTS) {
+  if (step < end && begin + gl_LocalInvocationIndex % COLUMNS < push.inputs / EIGHTS) {
     [[unroll]] for (uint i = 0; i < X_COPIES; ++i) {
       staged_x[slot * X_COPIES + i] = push.x.at[x_offset[i] + begin];
     }
@@ -138,12 +152,17 @@ void multiply_step(uint x_at, uint weight_at) {
   }
 }
 
+// The bias of four neighbouring outputs; outputs beyond the end get some other's.
+vec4 load_bias(uint column) {
+  if ((push.flags & HAS_BIAS) == 0) return vec4(0.0);
+  const uint last = push.outputs - 1;
+  return vec4(push.bias.at[min(column, last)], push.bias.at[min(column + 1, last)],
+              push.bias.at[min(column + 2, last)], push.bias.at[min(column + 3, last)]);
+}
+
 // Four neighbouring outputs of a row: epilogue and store.
 void finish(uint row, uint column, vec4 value) {
   const uint at = row * (push.outputs / FOURS) + column / FOURS;  // in fours
-  if ((push.flags & HAS_BIAS) != 0) {
-    value += vec4(push.bias.at[column], push.bias.at[column + 1], push.bias.at[column + 2], push.bias.at[column + 3]);
-  }
   if ((push.flags & HAS_GELU) != 0) value = vec4(gelu(value.x), gelu(value.y), gelu(value.z), gelu(value.w));
   if ((push.flags & HAS_RESIDUAL) != 0) value += uintBitsToFloat(push.residual.at[at]);
   if ((push.flags & Y_IS_F32) != 0) {
@@ -158,47 +177,95 @@ void finish_unaligned(uint row, uint column, vec4 value) {
   for (uint i = 0; i < FOURS && column + i < push.outputs; ++i) {
     const uint at = row * push.outputs + column + i;
     float one = value[i];
-    if ((push.flags & HAS_BIAS) != 0) one += push.bias.at[column + i];
     if ((push.flags & HAS_GELU) != 0) one = gelu(one);
     if ((push.flags & HAS_RESIDUAL) != 0) one += Floats(push.residual).at[at];
     Floats(push.y).at[at] = one;
   }
 }
 
-// Row i of this subgroup's matrices of sums, to shared memory. Arrays of matrices must be indexed by constants, lest
-// they leave the registers; with the choice made here the epilogue, whose code is long, can stay a loop.
+// Rows i, ..., i + DRAIN - 1 of this subgroup's matrices of sums, to shared memory. Arrays of matrices must be indexed by
+// constants, lest they leave the registers; with the choice made here the epilogue, whose code is long, can stay a loop.
 void store_slice(uint i, uint slice) {
   [[unroll]] for (uint constant_i = 0; constant_i < FM; ++constant_i) {
-    if (constant_i == i) {
+    if (constant_i / DRAIN == i / DRAIN) {
+      const uint first = slice + constant_i % DRAIN * M * SLICE_ROW;
       [[unroll]] for (uint j = 0; j < FN; ++j) {
-        coopMatStore(sums[constant_i * FN + j], tile, slice + j * (M / FOURS), SLICE_ROW, ROW_MAJOR);
+        coopMatStore(sums[constant_i * FN + j], tile, first + j * (M / FOURS), SLICE_ROW, ROW_MAJOR);
       }
     }
   }
 }
 
+// Four neighbouring outputs of the tile with their bias added, at [row, column] from its corner.
+void finish_at(uvec2 origin, uint row, uint column, vec4 value) {
+  const uint y_row = origin.x + row;
+  const uint y_column = origin.y + column;
+  if (y_row >= push.rows || y_column >= push.outputs) return;
+  if (push.outputs % FOURS == 0) {
+    finish(y_row, y_column, value);
+  } else {
+    finish_unaligned(y_row, y_column, value);
+  }
+}
+
+const uint TILE_FOURS = BM * BN / FOURS;
+
+uint tile_index() { return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
+
+// This workgroup's sums of a tile that it shares.
+void store_partial(uint row, uint column, vec4 value) {
+  const uint first = (tile_index() * SPLITS + gl_WorkGroupID.z) * TILE_FOURS;
+  push.partials.at[first + row * (BN / FOURS) + column / FOURS] = floatBitsToUint(value);
+}
+
+// The last workgroup of a shared tile adds up what all have left.
+void finish_shared_tile(uvec2 origin) {
+  memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquireRelease);
+  barrier();  // every invocation's sums are on their way before the first one counts this workgroup
+  if (gl_LocalInvocationIndex == 0) {
+    arrived = atomicAdd(push.counters.at[tile_index()], 1, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                        gl_SemanticsAcquireRelease);
+  }
+  barrier();
+  if (arrived != SPLITS - 1) return;
+  memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquireRelease);
+  if (gl_LocalInvocationIndex == 0) push.counters.at[tile_index()] = 0;
+  const uint first = tile_index() * SPLITS * TILE_FOURS;
+  // THREADS is a multiple of BN / 4, so an invocation's items all lie in one column.
+  const vec4 bias = load_bias(origin.y + gl_LocalInvocationIndex % (BN / FOURS) * FOURS);
+  for (uint item = gl_LocalInvocationIndex; item < TILE_FOURS; item += THREADS) {
+    vec4 value = vec4(0.0);
+    [[unroll]] for (uint split = 0; split < SPLITS; ++split) {
+      value += uintBitsToFloat(push.partials.at[first + split * TILE_FOURS + item]);
+    }
+    finish_at(origin, item / (BN / FOURS), item % (BN / FOURS) * FOURS, value + bias);
+  }
+}
+
 // The WK subgroups that summed the same part of the tile share its epilogue; `depth` is this one's place among them.
-void write_tile(uvec2 origin, uint depth, uint place) {
-  const uvec2 corner = origin + uvec2(place / WN * SM, place % WN * SN);
+// `bias` is that of its outputs.
+void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
+  const uvec2 corner = uvec2(place / WN * SM, place % WN * SN);
   const uint own_slice = (depth * WM * WN + place) * SLICE;
-  [[dont_unroll]] for (uint i = 0; i < FM; ++i) {
+  [[dont_unroll]] for (uint i = 0; i < FM; i += DRAIN) {
     barrier();  // nobody reads the tile, or the slices of the rows before, any more
     store_slice(i, own_slice);
     barrier();
-    for (uint item = depth * SUBGROUP + gl_SubgroupInvocationID; item < M * SN / FOURS; item += WK * SUBGROUP) {
+    for (uint item = depth * SUBGROUP + gl_SubgroupInvocationID; item < DRAIN * M * SN / FOURS;
+         item += WK * SUBGROUP) {
       const uint slice_row = item / (SN / FOURS);
       const uint slice_column = item % (SN / FOURS);
+      if (i * M + slice_row >= SM) continue;  // DRAIN need not divide FM
       const uint row = corner.x + i * M + slice_row;
       const uint column = corner.y + slice_column * FOURS;
-      if (row >= push.rows || column >= push.outputs) continue;
       vec4 value = vec4(0.0);
       [[unroll]] for (uint k = 0; k < WK; ++k) {
         value += uintBitsToFloat(tile[(k * WM * WN + place) * SLICE + slice_row * SLICE_ROW + slice_column]);
       }
-      if (push.outputs % FOURS == 0) {
-        finish(row, column, value);
+      if (SPLITS == 1) {
+        finish_at(origin, row, column, value + bias);
       } else {
-        finish_unaligned(row, column, value);
+        store_partial(row, column, value);
       }
     }
   }
@@ -210,12 +277,18 @@ void main() {
   const uint place = gl_SubgroupID % (WM * WN);
   const uint x_at = place / WN * SM * ROW + depth * (COLUMNS / WK);
   const uint weight_at = (BM + place % WN * SN) * ROW + depth * (COLUMNS / WK);
-  const uint steps = (push.inputs + BK - 1) / BK;
+  const uint all_steps = (push.inputs + BK - 1) / BK;
+  const uint run = (all_steps + SPLITS - 1) / SPLITS;
+  const uint begin = SPLITS == 1 ? 0 : min(gl_WorkGroupID.z * run, all_steps);
+  const uint end = SPLITS == 1 ? all_steps : min(begin + run, all_steps);
 
+  // Asked for now, to be there when the sums are: the epilogue's items of an invocation all lie in one column.
+  const uint slice_column = (depth * SUBGROUP + gl_SubgroupInvocationID) % (SN / FOURS) * FOURS;
+  const vec4 bias = SPLITS == 1 ? load_bias(origin.y + place % WN * SN + slice_column) : vec4(0.0);
   [[unroll]] for (uint i = 0; i < FM * FN; ++i) sums[i] = Sums(0.0);
   find_offsets(origin);
-  [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) load_step(slot, slot);
-  for (uint first = 0; first < steps; first += PREFETCH) {
+  [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) load_step(begin + slot, end, slot);
+  for (uint first = begin; first < end; first += PREFETCH) {
     [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) {
       // Past the last step, in a last round of fewer than PREFETCH steps, everything is zeros.
       const uint step = first + slot;
@@ -223,9 +296,10 @@ void main() {
       if (STAGES == 1) barrier();  // nobody reads the step before any more; with two stages the next barrier says so
       store_step(slot, stage);
       barrier();
-      load_step(step + PREFETCH, slot);
+      load_step(step + PREFETCH, end, slot);
       multiply_step(stage + x_at, stage + weight_at);
     }
   }
-  write_tile(origin, depth, place);
+  write_tile(origin, depth, place, bias);
+  if (SPLITS > 1) finish_shared_tile(origin);
 }

@@ -11,6 +11,21 @@
 #include "runtime/registry.h"
 
 namespace turboesm::cli {
+namespace {
+
+// Found out while the command line is read, not after the work.
+std::string check_json_file(const std::string& name) {
+  if (name == "-") return {};
+  std::error_code error;
+  if (std::filesystem::is_directory(name, error)) throw_error(ErrorKind::input, "{}: is a directory", name);
+  const std::filesystem::path probe = unique_sibling(name);
+  const bool writable = std::ofstream(probe, std::ios::binary).is_open();
+  std::filesystem::remove(probe, error);
+  if (!writable) throw_error(ErrorKind::input, "{}: cannot write in its folder", name);
+  return {};
+}
+
+}  // namespace
 
 void Common::add_model(CLI::App& app) {
   app.add_option("--model", model, "Hugging Face folder of an ESM-2 model (default: the small one that ships)")
@@ -29,7 +44,9 @@ void Common::add_dtype(CLI::App& app) {
 }
 
 void Common::add_json(CLI::App& app) {
-  app.add_option("--json", json, "Write the result as JSON to a file (-: standard output)")->type_name("FILE");
+  app.add_option("--json", json, "Write the result as JSON to a file (-: standard output)")
+      ->type_name("FILE")
+      ->check(check_json_file);
 }
 
 void Common::add_quiet(CLI::App& app) { app.add_flag("-q,--quiet", quiet, "Say nothing but errors"); }

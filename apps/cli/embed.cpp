@@ -67,26 +67,34 @@ std::string some_of(const std::vector<std::string>& keys) {
                      keys.size() > kShown ? fmt::format(" and {} more", keys.size() - kShown) : "");
 }
 
+std::string counted(uint64_t count, std::string_view one, std::string_view many) {
+  return fmt::format("{} {}", count, count == 1 ? one : many);
+}
+std::string records(uint64_t count) { return counted(count, "record", "records"); }
+std::string residues(uint64_t count) { return counted(count, "residue", "residues"); }
+std::string batches(uint64_t count) { return counted(count, "batch", "batches"); }
+
 // Everything that was done to the input, so that nothing is silent; shown even with --quiet.
 void report_changes(const Options& o, const EmbedReport& report) {
   if (!report.truncated.empty())
-    warn(fmt::format("{} records longer than {} residues were cut to that length: {}", report.truncated.size(),
-                     o.embed.max_length, some_of(report.truncated)));
+    warn(fmt::format("{} cut to {}: {}", records(report.truncated.size()), residues(o.embed.max_length),
+                     some_of(report.truncated)));
   if (!report.skipped.empty())
-    warn(fmt::format("{} records longer than {} residues were left out: {}", report.skipped.size(), o.embed.max_length,
-                     some_of(report.skipped)));
+    warn(fmt::format("{} left out for being longer than {}: {}", records(report.skipped.size()),
+                     residues(o.embed.max_length), some_of(report.skipped)));
   if (!report.renamed.empty())
-    warn(fmt::format("{} ids occur more than once and got a number: {}", report.renamed.size(), some_of(report.renamed)));
-  if (report.unknown) warn(fmt::format("{} residues are unknown to the model ('*' inside a sequence)", report.unknown));
+    warn(fmt::format("{} got a number because the id occurs before: {}", records(report.renamed.size()),
+                     some_of(report.renamed)));
+  if (report.unknown) warn(fmt::format("{} unknown to the model ('*' inside a sequence)", residues(report.unknown)));
   if (o.common.quiet) return;
-  if (report.stops) note(fmt::format("{} records ended in '*' (stop), which was dropped", report.stops));
-  if (report.halved) note(fmt::format("{} batches did not fit in memory and were halved", report.halved));
+  if (report.stops) note(fmt::format("'*' (stop) dropped at the end of {}", records(report.stops)));
+  if (report.halved) note(fmt::format("{} halved to fit in memory", batches(report.halved)));
 }
 
 void print_profile(const EmbedReport& report, const MemoryReport& memory) {
-  note(fmt::format("{} records, {} residues in {:.2f} s ({} residues/s), {} batches", report.records, report.residues,
+  note(fmt::format("{}, {} in {:.2f} s ({} residues/s), {}", records(report.records), residues(report.residues),
                    report.seconds, format_count(double(report.residues) / std::max(report.seconds, 1e-9)),
-                   report.batches));
+                   batches(report.batches)));
   std::string labels;
   for (uint32_t i = 0; i < kMemoryLabels; ++i)
     if (memory.by_label[i].peak)

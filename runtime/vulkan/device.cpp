@@ -64,6 +64,7 @@ class VulkanDevice final : public Device {
 
   std::unique_ptr<Recording> record(std::span<const Operation> operations, const RecordOptions& options) override {
     for (const Operation& operation : operations) require_own_buffers(operation);
+    if (info().scratch_bytes > 0 && !scratch_) make_scratch();
     auto recording =
         std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, operations, options.profile);
     instance_.raise_validation_messages();
@@ -84,6 +85,17 @@ class VulkanDevice final : public Device {
   }
 
  private:
+  // Zeros, as kernels expect and leave it.
+  void make_scratch() {
+    const uint64_t size = info().scratch_bytes;
+    scratch_ = memory_.allocate(size, MemoryLabel::activations);
+    const Operation fill = Fill{Tensor{scratch_.get(), 0, size / 4, DType::f32}, 0.0f};
+    VulkanRecording recording(physical_, device_, pipelines_, queue_, {&fill, 1}, false);
+    queue_.wait(recording.submit());
+    physical_.traits.scratch_address = scratch_->address();
+    physical_.traits.scratch_bytes = size;
+  }
+
   const VulkanBuffer& own(const Buffer& buffer) const {
     const auto* ours = dynamic_cast<const VulkanBuffer*>(&buffer);
     if (!ours || &ours->memory() != &memory_)
@@ -112,6 +124,7 @@ class VulkanDevice final : public Device {
   PhysicalDevice physical_;
   LogicalDevice device_;
   Memory memory_;
+  std::unique_ptr<VulkanBuffer> scratch_;
   Pipelines pipelines_;
   Queue queue_;
   Staging staging_;
@@ -140,7 +153,10 @@ std::unique_ptr<Device> open(uint32_t index, const DeviceOptions& options) {
 
 void compile(uint32_t index, const DeviceOptions& options, std::span<const Operation> operations) {
   const Instance instance(options.validation);
-  const PhysicalDevice physical = inspect_indexed(instance, index, options.matrix_cores);
+  PhysicalDevice physical = inspect_indexed(instance, index, options.matrix_cores);
+  // Nothing runs, so any address does.
+  physical.traits.scratch_bytes = physical.info.scratch_bytes;
+  physical.traits.scratch_address = physical.traits.scratch_bytes;
   const LogicalDevice device(physical);
   Pipelines pipelines(physical, device, options.cache_dir);
   for (const Operation& operation : operations) {

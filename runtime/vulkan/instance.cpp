@@ -70,6 +70,46 @@ std::string joined(const std::vector<std::string>& messages) {
   return text;
 }
 
+// An instance with all drivers; with the validation layers when `messages` is given, which hear what they say.
+VkInstance create_instance(ValidationMessages* messages) {
+  auto application = blank<VkApplicationInfo>(VK_STRUCTURE_TYPE_APPLICATION_INFO);
+  application.pApplicationName = "turboesm";
+  application.apiVersion = VK_API_VERSION_1_2;
+  auto info = blank<VkInstanceCreateInfo>(VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO);
+  info.pApplicationInfo = &application;
+  std::vector<const char*> extensions;
+  if (has_extension(nullptr, VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME)) {  // shows MoltenVK's devices
+    extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
+    info.flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
+  }
+
+  const VkValidationFeatureEnableEXT synchronization = VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
+  VkDebugUtilsMessengerCreateInfoEXT messenger = messenger_info(messages);
+  auto features = blank<VkValidationFeaturesEXT>(VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT);
+  features.enabledValidationFeatureCount = 1;
+  features.pEnabledValidationFeatures = &synchronization;
+  features.pNext = &messenger;  // reports on the creation and destruction of the instance itself
+  if (messages) {
+    extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
+    extensions.push_back(VK_EXT_VALIDATION_FEATURES_EXTENSION_NAME);
+    info.pNext = &features;
+    info.enabledLayerCount = 1;
+    info.ppEnabledLayerNames = &kValidationLayer;
+  }
+  info.enabledExtensionCount = uint32_t(extensions.size());
+  info.ppEnabledExtensionNames = extensions.data();
+
+  VkInstance handle = VK_NULL_HANDLE;
+  const VkResult result = vkCreateInstance(&info, nullptr, &handle);
+  if (result == VK_ERROR_INCOMPATIBLE_DRIVER)
+    throw_error(ErrorKind::device,
+                "Vulkan: no driver was found; install your GPU's (mesa-vulkan-drivers for AMD and "
+                "Intel, NVIDIA's own)");
+  require(result, "vkCreateInstance");
+  load_functions(handle);
+  return handle;
+}
+
 }  // namespace
 
 void ValidationMessages::add(std::string message) {
@@ -84,54 +124,26 @@ std::vector<std::string> ValidationMessages::take() {
 
 Instance::Instance(bool validation) {
   load_vulkan();
-  auto application = blank<VkApplicationInfo>(VK_STRUCTURE_TYPE_APPLICATION_INFO);
-  application.pApplicationName = "turboesm";
-  application.apiVersion = VK_API_VERSION_1_2;
-  auto info = blank<VkInstanceCreateInfo>(VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO);
-  info.pApplicationInfo = &application;
-  std::vector<const char*> extensions;
-  if (has_extension(nullptr, VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME)) {  // shows MoltenVK's devices
-    extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
-    info.flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
+  if (!validation) {
+    // Never destroyed, which would unload the drivers: one that is loaded again and again runs out of what loading takes
+    // (NVIDIA's after some twenty times), and no device is found from then on.
+    static const VkInstance shared = create_instance(nullptr);
+    handle_ = shared;
+    return;
   }
-
-  const VkValidationFeatureEnableEXT synchronization = VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
-  auto features = blank<VkValidationFeaturesEXT>(VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT);
-  features.enabledValidationFeatureCount = 1;
-  features.pEnabledValidationFeatures = &synchronization;
-  VkDebugUtilsMessengerCreateInfoEXT messenger{};
-  if (validation) {
-    require_validation_layer();
-    messages_ = std::make_unique<ValidationMessages>();
-    extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
-    extensions.push_back(VK_EXT_VALIDATION_FEATURES_EXTENSION_NAME);
-    messenger = messenger_info(messages_.get());
-    features.pNext = &messenger;  // reports on the creation and destruction of the instance itself
-    info.pNext = &features;
-    info.enabledLayerCount = 1;
-    info.ppEnabledLayerNames = &kValidationLayer;
-  }
-  info.enabledExtensionCount = uint32_t(extensions.size());
-  info.ppEnabledExtensionNames = extensions.data();
-
-  const VkResult result = vkCreateInstance(&info, nullptr, &handle_);
-  if (result == VK_ERROR_INCOMPATIBLE_DRIVER)
-    throw_error(ErrorKind::device,
-                "Vulkan: no driver was found; install your GPU's (mesa-vulkan-drivers for AMD and "
-                "Intel, NVIDIA's own)");
-  require(result, "vkCreateInstance");
-  load_functions(handle_);
-  if (validation)
-    require(function<PFN_vkCreateDebugUtilsMessengerEXT>("vkCreateDebugUtilsMessengerEXT")(handle_, &messenger, nullptr,
-                                                                                           &messenger_),
-            "vkCreateDebugUtilsMessengerEXT");
+  require_validation_layer();
+  messages_ = std::make_unique<ValidationMessages>();
+  handle_ = create_instance(messages_.get());
+  const VkDebugUtilsMessengerCreateInfoEXT messenger = messenger_info(messages_.get());
+  require(function<PFN_vkCreateDebugUtilsMessengerEXT>("vkCreateDebugUtilsMessengerEXT")(handle_, &messenger, nullptr,
+                                                                                         &messenger_),
+          "vkCreateDebugUtilsMessengerEXT");
 }
 
 Instance::~Instance() {
-  if (messenger_)
-    function<PFN_vkDestroyDebugUtilsMessengerEXT>("vkDestroyDebugUtilsMessengerEXT")(handle_, messenger_, nullptr);
-  vkDestroyInstance(handle_, nullptr);
   if (!messages_) return;
+  function<PFN_vkDestroyDebugUtilsMessengerEXT>("vkDestroyDebugUtilsMessengerEXT")(handle_, messenger_, nullptr);
+  vkDestroyInstance(handle_, nullptr);
   const std::vector<std::string> unheard = messages_->take();
   if (unheard.empty()) return;
   fmt::print(stderr, "Vulkan validation: {}\n", joined(unheard));

@@ -75,7 +75,7 @@ static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile) && fits(kSo
 
 const LinearTile& linear_tile(const Linear& a, const Traits& traits) {
   if (traits.software) return kSoftwareTile;
-  if (a.rows <= kFewRows.bm) return kFewRows;
+  if (a.rows <= kFewRows.bm || a.outputs <= kFewRows.bn) return kFewRows;
   constexpr uint32_t kUnknownUnits = 32;
   const uint32_t units = traits.compute_units ? traits.compute_units : kUnknownUnits;
   const uint64_t large_tiles = uint64_t(ceil_div(a.rows, kLargeTile.bm)) * ceil_div(a.outputs, kLargeTile.bn);
@@ -118,7 +118,8 @@ struct AttentionTile {
 
 // Slices of at most 32 elements, so that q and the sum of two queries stay in registers; fewer keys per tile as rows
 // get longer, so that two tiles and the scores' shares take at most 24 KiB. A CPU pays for invocations and barriers and
-// has a cache that is nearly as good as registers: fewer invocations with more queries there.
+// has a cache that is nearly as good as registers: fewer invocations with more queries there, and small tiles, because
+// its driver's compile time grows with the unrolled loops.
 AttentionTile attention_tile(uint32_t head_dim, const Traits& traits) {
   constexpr uint32_t kMaxSlice = 32;
   const uint32_t threads = traits.software ? 32 : 128;
@@ -127,7 +128,9 @@ AttentionTile attention_tile(uint32_t head_dim, const Traits& traits) {
           .slices = slices,
           .lanes = threads / slices,
           .queries = traits.software ? 4u : 2u,
-          .keys = head_dim <= 64 ? 16u : 8u};
+          .keys = traits.software  ? 4u
+                  : head_dim <= 64 ? 16u
+                                   : 8u};
 }
 
 Dispatch lower_one(const Attention& a, const Traits& traits) {

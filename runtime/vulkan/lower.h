@@ -20,6 +20,9 @@ struct Traits {
   uint32_t max_workgroup_invocations = 1024;
   uint32_t compute_units = 0;       // streaming multiprocessors, compute units; 0: unknown
   bool software = false;            // a driver that runs on the CPU
+  // Memory that kernels may use while they run, zero where a kernel's header says so; 0 bytes: none.
+  uint64_t scratch_address = 0;
+  uint64_t scratch_bytes = 0;
   // 16x16x16 products with fp32 accumulation at subgroup scope, by component type.
   bool matrix_f16 = false;
   bool matrix_bf16 = false;
@@ -34,6 +37,7 @@ struct Dispatch {
   std::array<uint32_t, 3> groups{1, 1, 1};
   std::array<std::byte, 128> push{};
   uint32_t push_bytes = 0;
+  bool uses_scratch = false;  // must not overlap with another that does
 
   template <class Push>
   void set_push(const Push& value) {

@@ -26,13 +26,15 @@ struct LinearTile {
   uint32_t bm, bn, bk;        // rows and outputs of a workgroup's tile, inputs of a step
   uint32_t wm, wn, wk;        // its grid of subgroups; each sums (bm / wm) x (bn / wn) over bk / wk of a step
   uint32_t stages, prefetch;  // buffers in shared memory (1 or 2); steps between a global load and its use
-  uint32_t rate;              // throughput of a compute unit that is full of such tiles, in percent of the best tile's
+  uint32_t drain;             // times 16 rows of a subgroup's sums that pass through shared memory at a time
 };
 
-// All tiles, for a benchmark to compare; and the operation by one of them, which must fit.
+// All tiles, for a benchmark to compare; and the operation by one of them, which must fit, with the inputs split over
+// `splits` workgroups a tile. Splits need scratch memory: at most max_splits() of it.
 std::span<const LinearTile> linear_tiles();
 bool fits(const LinearTile& tile, const Traits& traits);
-Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile);
+uint32_t max_splits(const Linear& op, const Traits& traits, const LinearTile& tile);
+Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile, uint32_t splits);
 
 // How attention_coopmat.comp cuts up its work: 16 queries for each subgroup, against blocks of `keys` keys.
 struct AttentionTile {

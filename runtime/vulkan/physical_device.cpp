@@ -11,6 +11,8 @@
 namespace turboesm::vulkan {
 namespace {
 
+constexpr uint64_t kScratchBytes = 16 << 20;  // for what workgroups leave each other in small products
+
 using Extensions = std::set<std::string, std::less<>>;
 
 Extensions extensions_of(VkPhysicalDevice device) {
@@ -182,6 +184,7 @@ void read_matrix_shapes(const Instance& instance, PhysicalDevice& device) {
   device.traits.matrix_bf16 = device.abilities.bfloat16 && multiplies(VK_COMPONENT_TYPE_BFLOAT16_KHR);
   if (device.traits.matrix_f16) device.info.matrix_core_dtypes |= kF16;
   if (device.traits.matrix_bf16) device.info.matrix_core_dtypes |= kBF16;
+  if (device.info.matrix_core_dtypes) device.info.scratch_bytes = kScratchBytes;
 }
 
 void read_traits(PhysicalDevice& device, const Properties& properties) {

@@ -41,9 +41,14 @@ void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> op
   VkPipeline bound = VK_NULL_HANDLE;
   write_timestamp();
   for (const Operation& operation : operations) {
-    const bool conflict = hazards.needs_barrier_before(accesses_of(operation));
+    const Traits& traits = physical_.traits;
+    const Dispatch dispatch = lower(operation, traits);
+    std::vector<AccessedRange> accesses = accesses_of(operation);
+    if (dispatch.uses_scratch)
+      accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
+    const bool conflict = hazards.needs_barrier_before(accesses);
     if (conflict || profile_) memory_barrier(device_, commands_.get(), kCompute, kCompute);
-    record_dispatch(pipelines, lower(operation, physical_.traits), bound);
+    record_dispatch(pipelines, dispatch, bound);
     if (profile_) write_timestamp();
   }
   if (!profile_) write_timestamp();

@@ -101,7 +101,10 @@ Tolerance attention_tolerance(const Harness& harness, DType dtype, Scores scores
   return rounded(dtype, rows * shape.heads * shape.head_dim, softmax_error(scores));
 }
 
+// q, k and v are fp16 and the output bf16 when `dtype` is bf16, as the model has it, or all of one type.
 void add_attention(Harness& harness, DType dtype, Shape shape, const Packing& packing, Scores scores) {
+  const bool mixed = dtype == DType::bf16 && harness.rng().pick({0u, 1u});
+  const DType operands = mixed ? DType::f16 : dtype;
   const uint64_t size = uint64_t(packing.tokens()) * shape.heads * shape.head_dim;
   const std::string what =
       fmt::format("{} sequences, {} tokens, the longest {}, {} heads of {}, {} scores", packing.sequences(),
@@ -109,9 +112,9 @@ void add_attention(Harness& harness, DType dtype, Shape shape, const Packing& pa
   harness.add(what, [&](Case& c) -> Operation {
     Rng& rng = harness.rng();
     const QK qk = random_qk(rng, scores, packing, shape);
-    return Attention{.q = c.input(dtype, qk.q),
-                     .k = c.input(dtype, qk.k),
-                     .v = c.input(dtype, rng.normals(size)),
+    return Attention{.q = c.input(operands, qk.q),
+                     .k = c.input(operands, qk.k),
+                     .v = c.input(operands, rng.normals(size)),
                      .cu_seqlens = c.input(packing.cu_seqlens),
                      .out = c.output(dtype, size, attention_tolerance(harness, dtype, scores, shape, packing)),
                      .tokens = packing.tokens(),
