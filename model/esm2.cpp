@@ -73,7 +73,9 @@ ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, 
     wide = std::max(wide, r.size());
   });
   sizes.bytes[R::wide] = wide;
-  region(R::final_hidden, [&](Region& r) { t.final_hidden = r.take(T * H, DType::f32); });
+  region(R::final_hidden, [&](Region& r) {
+    if (std::ranges::count(options.layers, c.layers)) t.final_hidden = r.take(T * H, DType::f32);
+  });
   region(R::hidden, [&](Region& r) {
     for (size_t i = 0; options.hidden && i < options.layers.size(); ++i) t.hidden.push_back(r.take(T * H, DType::f32));
   });

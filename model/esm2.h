@@ -60,7 +60,7 @@ struct ForwardTensors {
   Tensor qkv;                         // [T, 3, H] D
   Tensor q, k, v;                     // [T, H] D
   Tensor feed;                        // [T, I] D, on the memory of qkv
-  Tensor final_hidden;                // [T, H] f32
+  Tensor final_hidden;                // [T, H] f32; empty unless it is one of options.layers
   Tensor lm_dense;                    // [T, H] f32, on the memory of qkv
   std::vector<Tensor> hidden;         // [T, H] f32 for each of options.layers
   std::vector<Tensor> means;          // [B, H] f32 for each of options.layers

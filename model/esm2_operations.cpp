@@ -23,8 +23,10 @@ class Builder {
       feed_forward(w_.layers[l]);
       if (l + 1 < c_.layers) take_hidden(l + 1, t_.x);
     }
-    layer_norm(t_.x, w_.final_norm_weight, w_.final_norm_bias, t_.final_hidden);
-    take_hidden(c_.layers, t_.final_hidden);
+    if (t_.final_hidden) {
+      layer_norm(t_.x, w_.final_norm_weight, w_.final_norm_bias, t_.final_hidden);
+      take_hidden(c_.layers, t_.final_hidden);
+    }
     if (options_.logits) lm_head();
     return std::move(operations_);
   }

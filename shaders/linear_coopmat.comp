@@ -160,11 +160,19 @@ vec4 load_bias(uint column) {
               push.bias.at[min(column + 2, last)], push.bias.at[min(column + 3, last)]);
 }
 
+// The residual of four neighbouring outputs at [row, column] of y, where rows of y are aligned to them. To be asked for
+// ahead of its use, and of stores that it could not pass.
+vec4 load_residual(uvec2 at) {
+  if ((push.flags & HAS_RESIDUAL) == 0 || push.outputs % FOURS != 0) return vec4(0.0);
+  if (at.x >= push.rows || at.y >= push.outputs) return vec4(0.0);
+  return uintBitsToFloat(push.residual.at[at.x * (push.outputs / FOURS) + at.y / FOURS]);
+}
+
 // Four neighbouring outputs of a row: epilogue and store.
-void finish(uint row, uint column, vec4 value) {
+void finish(uint row, uint column, vec4 value, vec4 residual) {
   const uint at = row * (push.outputs / FOURS) + column / FOURS;  // in fours
   if ((push.flags & HAS_GELU) != 0) value = vec4(gelu(value.x), gelu(value.y), gelu(value.z), gelu(value.w));
-  if ((push.flags & HAS_RESIDUAL) != 0) value += uintBitsToFloat(push.residual.at[at]);
+  value += residual;
   if ((push.flags & Y_IS_F32) != 0) {
     push.y.at[at] = floatBitsToUint(value);
   } else {
@@ -196,15 +204,13 @@ void store_slice(uint i, uint slice) {
   }
 }
 
-// Four neighbouring outputs of the tile with their bias added, at [row, column] from its corner.
-void finish_at(uvec2 origin, uint row, uint column, vec4 value) {
-  const uint y_row = origin.x + row;
-  const uint y_column = origin.y + column;
-  if (y_row >= push.rows || y_column >= push.outputs) return;
+// Four neighbouring outputs, bias added, at [row, column] of y.
+void finish_at(uvec2 at, vec4 value, vec4 residual) {
+  if (at.x >= push.rows || at.y >= push.outputs) return;
   if (push.outputs % FOURS == 0) {
-    finish(y_row, y_column, value);
+    finish(at.x, at.y, value, residual);
   } else {
-    finish_unaligned(y_row, y_column, value);
+    finish_unaligned(at.x, at.y, value);
   }
 }
 
@@ -217,6 +223,9 @@ void store_partial(uint row, uint column, vec4 value) {
   const uint first = (tile_index() * SPLITS + gl_WorkGroupID.z) * TILE_FOURS;
   push.partials.at[first + row * (BN / FOURS) + column / FOURS] = floatBitsToUint(value);
 }
+
+// Where in y the tile's four outputs number `item` lie.
+uvec2 place_of(uvec2 origin, uint item) { return origin + uvec2(item / (BN / FOURS), item % (BN / FOURS) * FOURS); }
 
 // The last workgroup of a shared tile adds up what all have left.
 void finish_shared_tile(uvec2 origin) {
@@ -233,13 +242,36 @@ void finish_shared_tile(uvec2 origin) {
   const uint first = tile_index() * SPLITS * TILE_FOURS;
   // THREADS is a multiple of BN / 4, so an invocation's items all lie in one column.
   const vec4 bias = load_bias(origin.y + gl_LocalInvocationIndex % (BN / FOURS) * FOURS);
-  for (uint item = gl_LocalInvocationIndex; item < TILE_FOURS; item += THREADS) {
-    vec4 value = vec4(0.0);
-    [[unroll]] for (uint split = 0; split < SPLITS; ++split) {
-      value += uintBitsToFloat(push.partials.at[first + split * TILE_FOURS + item]);
+  const uint AT_ONCE = 4;
+  for (uint begin = gl_LocalInvocationIndex; begin < TILE_FOURS; begin += AT_ONCE * THREADS) {
+    vec4 value[AT_ONCE];
+    vec4 residual[AT_ONCE];
+    [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
+      const uint item = begin + i * THREADS;
+      value[i] = bias;
+      residual[i] = vec4(0.0);
+      if (item >= TILE_FOURS) continue;
+      residual[i] = load_residual(place_of(origin, item));
+      [[unroll]] for (uint split = 0; split < SPLITS; ++split) {
+        value[i] += uintBitsToFloat(push.partials.at[first + split * TILE_FOURS + item]);
+      }
     }
-    finish_at(origin, item / (BN / FOURS), item % (BN / FOURS) * FOURS, value + bias);
+    [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
+      const uint item = begin + i * THREADS;
+      if (item < TILE_FOURS) finish_at(place_of(origin, item), value[i], residual[i]);
+    }
   }
+}
+
+// A slice's fours and how many of them each invocation finishes.
+const uint SLICE_FOURS = DRAIN * M * SN / FOURS;
+const uint ITEMS = (SLICE_FOURS + WK * SUBGROUP - 1) / (WK * SUBGROUP);
+uint item_of(uint n, uint depth) { return (n * WK + depth) * SUBGROUP + gl_SubgroupInvocationID; }
+
+// Row and output of this invocation's item n of the slice at matrices i, from the subgroup's corner of the tile.
+uvec2 item_place(uint i, uint n, uint depth) {
+  const uint item = item_of(n, depth);
+  return uvec2(i * M + item / (SN / FOURS), item % (SN / FOURS) * FOURS);
 }
 
 // The WK subgroups that summed the same part of the tile share its epilogue; `depth` is this one's place among them.
@@ -248,24 +280,26 @@ void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
   const uvec2 corner = uvec2(place / WN * SM, place % WN * SN);
   const uint own_slice = (depth * WM * WN + place) * SLICE;
   [[dont_unroll]] for (uint i = 0; i < FM; i += DRAIN) {
+    vec4 residual[ITEMS];
+    [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
+      residual[n] = SPLITS == 1 ? load_residual(origin + corner + item_place(i, n, depth)) : vec4(0.0);
+    }
     barrier();  // nobody reads the tile, or the slices of the rows before, any more
     store_slice(i, own_slice);
     barrier();
-    for (uint item = depth * SUBGROUP + gl_SubgroupInvocationID; item < DRAIN * M * SN / FOURS;
-         item += WK * SUBGROUP) {
-      const uint slice_row = item / (SN / FOURS);
-      const uint slice_column = item % (SN / FOURS);
-      if (i * M + slice_row >= SM) continue;  // DRAIN need not divide FM
-      const uint row = corner.x + i * M + slice_row;
-      const uint column = corner.y + slice_column * FOURS;
-      vec4 value = vec4(0.0);
+    [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
+      const uint item = item_of(n, depth);
+      const uvec2 within = item_place(i, n, depth);
+      if (item >= SLICE_FOURS || within.x >= SM) continue;  // DRAIN need not divide FM
+      const uint at = item / (SN / FOURS) * SLICE_ROW + item % (SN / FOURS);
+      vec4 value = bias;
       [[unroll]] for (uint k = 0; k < WK; ++k) {
-        value += uintBitsToFloat(tile[(k * WM * WN + place) * SLICE + slice_row * SLICE_ROW + slice_column]);
+        value += uintBitsToFloat(tile[(k * WM * WN + place) * SLICE + at]);
       }
       if (SPLITS == 1) {
-        finish_at(origin, row, column, value + bias);
+        finish_at(origin + corner + within, value, residual[n]);
       } else {
-        store_partial(row, column, value);
+        store_partial(corner.x + within.x, corner.y + within.y, value);
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "runtime/cpu/thread_pool.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace turboesm::cpu {
 
@@ -34,13 +35,20 @@ void ThreadPool::for_each(uint64_t count, uint64_t grain, const std::function<vo
   take_pieces();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return running_ == 0; });
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void ThreadPool::take_pieces() {
   for (;;) {
     const uint64_t begin = next_.fetch_add(grain_);
     if (begin >= count_) return;
-    (*body_)(begin, std::min(begin + grain_, count_));
+    try {
+      (*body_)(begin, std::min(begin + grain_, count_));
+    } catch (...) {
+      next_ = count_;
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
   }
 }
 

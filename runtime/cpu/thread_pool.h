@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -21,7 +22,8 @@ class ThreadPool {
   uint32_t size() const { return uint32_t(workers_.size()) + 1; }
 
   // Calls body(begin, end) for consecutive pieces of at most `grain` items that cover [0, count), from all threads, and
-  // returns when all are done. `body` must not throw. Not reentrant.
+  // returns when all are done. Throws what a piece threw, the first one's exception; the pieces that had not been
+  // started are left out then. Not reentrant.
   void for_each(uint64_t count, uint64_t grain, const std::function<void(uint64_t, uint64_t)>& body);
 
  private:
@@ -38,6 +40,7 @@ class ThreadPool {
   const std::function<void(uint64_t, uint64_t)>* body_ = nullptr;
   uint64_t count_ = 0, grain_ = 1;
   std::atomic<uint64_t> next_{0};
+  std::exception_ptr failure_;  // guarded by mutex_
 };
 
 }  // namespace turboesm::cpu

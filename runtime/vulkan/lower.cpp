@@ -66,7 +66,7 @@ struct LinearTile {
   constexpr uint32_t threads() const { return bm / tm * (bn / tn); }
   constexpr uint32_t shared_bytes() const { return (bm + bn) * (bk / 4 + 1) * 16; }
 };
-constexpr LinearTile kFewRows{16, 64, 32, 2, 2};  // not to compute 64 rows where there are 16
+constexpr LinearTile kFewRows{16, 64, 64, 2, 2};  // not to compute 64 rows where there are 16
 constexpr LinearTile kSmallTile{64, 64, 32, 4, 4};
 constexpr LinearTile kLargeTile{128, 128, 16, 8, 8};   // more products per shared load, once there is work for everyone
 constexpr LinearTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per workgroup: a CPU pays for each barrier
