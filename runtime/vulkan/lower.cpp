@@ -82,7 +82,25 @@ const LinearTile& linear_tile(const Linear& a, const Traits& traits) {
   return large_tiles >= 2 * units ? kLargeTile : kSmallTile;
 }
 
+// Few outputs of few rows: a subgroup for each output instead of tiles.
+bool is_narrow(const Linear& a) {
+  constexpr uint32_t kMaxRows = 1024, kMaxOutputs = 64, kMaxInputs = 8192;  // a row of x takes at most 32 KiB
+  return a.rows <= kMaxRows && a.outputs <= kMaxOutputs && a.inputs <= kMaxInputs && a.inputs % 4 == 0 && !a.gelu &&
+         !a.residual && a.y.dtype == DType::f32;
+}
+
+Dispatch lower_narrow(const Linear& a) {
+  struct Push {
+    uint64_t x, weight, bias, y;
+    uint32_t outputs, has_bias;
+  };
+  constexpr uint32_t kOutputs = 16;  // of a workgroup
+  return dispatch("linear_narrow", {id_of(a.x.dtype), a.inputs / 4, kOutputs}, {a.rows, ceil_div(a.outputs, kOutputs), 1},
+                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.outputs, bool(a.bias)});
+}
+
 Dispatch lower_one(const Linear& a, const Traits& traits) {
+  if (is_narrow(a)) return lower_narrow(a);
   if (auto matrix = lower_matrix_linear(a, traits)) return *matrix;
   struct Push {
     uint64_t x, weight, bias, residual, y;
