@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <map>
 
 #include "model/tokenizer.h"
-#include "runtime/error.h"
 #include "runtime/random.h"
 
 namespace turboesm {
@@ -103,7 +101,7 @@ PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, con
     Forward profiled = model.prepare(batch, {.logits = true}, {.profile = true});
     profiled.upload(batch);
     for (int i = 0; i < 3; ++i) profiled.run();
-    bench.profile = profile_by_kind(profiled.operations(), profiled.recording().operation_seconds());
+    bench.profile.add(profiled.operations(), profiled.recording().operation_seconds());
   }
   return bench;
 }
@@ -115,27 +113,6 @@ DeviceLimits measure_limits(Device& device, DType dtype) {
   const uint32_t scale = gpu && dtype != DType::f32 ? 1 : gpu ? 4 : 16;
   const LinearBench linear = bench_linear(device, 16384 / scale, 1280, 5120, dtype, false, options);
   return {copy.bytes_per_second(), linear.flops_per_second()};
-}
-
-std::vector<PrefillBench::OperationTime> profile_by_kind(std::span<const Operation> operations,
-                                                         std::span<const double> seconds) {
-  std::map<std::string, PrefillBench::OperationTime> kinds;
-  for (size_t i = 0; i < operations.size() && i < seconds.size(); ++i) {
-    const auto* linear = std::get_if<Linear>(&operations[i]);
-    const std::string name = linear ? fmt::format("linear {}x{}{}{}", linear->inputs, linear->outputs,
-                                                  linear->gelu ? " gelu" : "", linear->residual ? " residual" : "")
-                                    : std::string(name_of(operations[i]));
-    PrefillBench::OperationTime& kind = kinds[name];
-    kind.name = name;
-    kind.count += 1;
-    kind.seconds += seconds[i];
-    kind.flops += flops(operations[i]);
-    kind.bytes += bytes(operations[i]);
-  }
-  std::vector<PrefillBench::OperationTime> sorted;
-  for (auto& [name, kind] : kinds) sorted.push_back(std::move(kind));
-  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
-  return sorted;
 }
 
 }  // namespace turboesm

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/esm2.h"
+#include "model/profile.h"
 
 // The measurements behind `turboesm bench`. Each warms up, repeats and takes the median; buffers are larger than any
 // last-level cache where bandwidth is the question.
@@ -48,14 +49,8 @@ struct PrefillBench {
   Timing host;    // from submission to completion, as the caller waits
   double flops = 0;         // of products (linear layers and attention), multiply and add counted as two
   uint64_t bytes = 0;       // fewest that must move: weights once, logits written
-  struct OperationTime {
-    std::string name;
-    uint32_t count = 0;
-    double seconds = 0, flops = 0;
-    uint64_t bytes = 0;
-  };
-  std::vector<OperationTime> profile;  // with BenchOptions::profile; the slowest first
-  double residues_per_second() const { return double(shape.tokens) / device.median; }
+  Profile profile;          // with BenchOptions::profile
+  double residues_per_second() const { return double(shape.tokens - 2 * shape.sequences) / device.median; }
   double flops_per_second() const { return flops / device.median; }
 };
 // The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues.
@@ -68,9 +63,5 @@ struct DeviceLimits {
   double flops_per_second = 0;  // of a linear layer in this dtype
 };
 DeviceLimits measure_limits(Device& device, DType dtype);
-
-// Sums a recording's operation times by kind of operation, the slowest first.
-std::vector<PrefillBench::OperationTime> profile_by_kind(std::span<const Operation> operations,
-                                                         std::span<const double> seconds);
 
 }  // namespace turboesm

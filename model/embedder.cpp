@@ -166,7 +166,11 @@ class Embedder {
   // Nothing, and why, when the device's memory or the host's, where the results go, did not suffice.
   std::optional<ForwardResult> try_forward(const Batch& batch, std::string& problem) {
     try {
-      return model_.forward(batch, forward_);
+      Forward forward = model_.prepare(batch, forward_, {.profile = options_.profile});
+      forward.upload(batch);
+      forward.run();
+      report_.profile.add(forward.operations(), forward.recording().operation_seconds());
+      return forward.download();
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::out_of_memory) throw;
       problem = error.what();

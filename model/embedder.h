@@ -7,6 +7,7 @@
 
 #include "model/esm2.h"
 #include "model/fasta.h"
+#include "model/profile.h"
 #include "model/tensor_output.h"
 #include "model/tokenizer.h"
 
@@ -27,6 +28,7 @@ struct EmbedOptions {
 
   uint32_t max_tokens = 0;                 // of one batch, <cls> and <eos> counted; 0: default_max_tokens()
   uint64_t window_bytes = 256ull << 20;    // results held back at most to restore the input's order
+  bool profile = false;                    // time every operation; see EmbedReport::profile
 };
 
 struct EmbedProgress {
@@ -47,6 +49,7 @@ struct EmbedReport {
   uint64_t stops = 0;     // records whose '*' at the end was dropped
   std::vector<std::string> truncated, skipped, renamed;  // by key in the output; renamed: ids that occurred before
   double seconds = 0;
+  Profile profile;        // with EmbedOptions::profile
 };
 
 // Tokens of a batch that keep this kind of device busy.

@@ -65,15 +65,6 @@ void run_linear(const Options& o) {
              o.gelu ? " gelu" : "", spread(bench.device), bench.flops_per_second() / 1e12);
 }
 
-void print_profile(const std::vector<PrefillBench::OperationTime>& profile) {
-  std::vector<std::vector<std::string>> table{{"operation", "count", "ms", "TFLOP/s", "GB/s"}};
-  for (const auto& row : profile)
-    table.push_back({row.name, std::to_string(row.count), fmt::format("{:.3f}", row.seconds * 1e3),
-                     fmt::format("{:.2f}", row.flops / row.seconds / 1e12),
-                     fmt::format("{:.0f}", double(row.bytes) / row.seconds / 1e9)});
-  print_table(table);
-}
-
 void run_prefill(const Options& o) {
   if (o.length < 2) throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
   if (o.batch < 1 || uint64_t(o.batch) * o.length > INT32_MAX)
@@ -106,7 +97,7 @@ void run_prefill(const Options& o) {
                      {"share_of_limit", floor / bench.device.median}};
   json["limits"] = {{"bytes_per_second", limits.bytes_per_second}, {"flops_per_second", limits.flops_per_second}};
   json["memory"] = cli::to_json(device->memory());
-  for (const auto& row : bench.profile)
+  for (const auto& row : bench.profile.rows())
     json["profile"].push_back({{"operation", row.name}, {"count", row.count}, {"seconds", row.seconds},
                                {"flops", row.flops}, {"bytes", row.bytes}});
   o.common.write_json(json);

@@ -129,6 +129,15 @@ void print_table(const std::vector<std::vector<std::string>>& rows) {
   }
 }
 
+void print_profile(const Profile& profile) {
+  std::vector<std::vector<std::string>> table{{"operation", "count", "ms", "TFLOP/s", "GB/s"}};
+  for (const Profile::Row& row : profile.rows())
+    table.push_back({row.name, std::to_string(row.count), fmt::format("{:.3f}", row.seconds * 1e3),
+                     fmt::format("{:.2f}", row.flops / row.seconds / 1e12),
+                     fmt::format("{:.0f}", double(row.bytes) / row.seconds / 1e9)});
+  print_table(table);
+}
+
 nlohmann::json to_json(const DeviceInfo& info) {
   return {{"spec", info.spec},
           {"name", info.name},

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/checkpoint.h"
+#include "model/profile.h"
 #include "runtime/backend.h"
 
 namespace turboesm::cli {
@@ -47,6 +48,9 @@ std::string format_duration(double seconds);
 
 // Columns padded to their widest cell; the first left-aligned, the others right-aligned.
 void print_table(const std::vector<std::vector<std::string>>& rows);
+
+// A row for each kind of operation: count, time, rates.
+void print_profile(const Profile& profile);
 
 nlohmann::json to_json(const DeviceInfo& info);
 nlohmann::json to_json(const MemoryReport& report);

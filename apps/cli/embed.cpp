@@ -91,7 +91,7 @@ void report_changes(const Options& o, const EmbedReport& report) {
   if (report.halved) note(fmt::format("{} halved to fit in memory", batches(report.halved)));
 }
 
-void print_profile(const EmbedReport& report, const MemoryReport& memory) {
+void print_summary(const EmbedReport& report, const MemoryReport& memory) {
   note(fmt::format("{}, {} in {:.2f} s ({} residues/s), {}", records(report.records), residues(report.residues),
                    report.seconds, format_count(double(report.residues) / std::max(report.seconds, 1e-9)),
                    batches(report.batches)));
@@ -105,6 +105,7 @@ void print_profile(const EmbedReport& report, const MemoryReport& memory) {
 
 void run(Options& o) {
   apply_include(o);
+  o.embed.profile = o.common.profile;
   // In this order, whatever can fail fails before it costs anything.
   TensorOutput output(o.output);
   FastaReader input(o.input);
@@ -121,7 +122,8 @@ void run(Options& o) {
   output.finish(metadata(o, checkpoint, *device, report, keys));
   report_changes(o, report);
   const MemoryReport memory = device->memory();
-  if (!o.common.quiet) print_profile(report, memory);
+  if (!o.common.quiet) print_summary(report, memory);
+  if (o.common.profile) print_profile(report.profile);
   o.common.write_json({{"output", o.output},
                        {"report", to_json(report)},
                        {"device", cli::to_json(device->info())},
@@ -158,6 +160,7 @@ void add_embed(CLI::App& app) {
   o->common.add_dtype(*command);
   o->common.add_json(*command);
   o->common.add_quiet(*command);
+  o->common.add_profile(*command);
   command->callback([o] { run(*o); });
 }
 
