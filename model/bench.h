@@ -18,7 +18,7 @@ struct Timing {
 };
 
 struct BenchOptions {
-  double seconds = 1.0;      // spent on repeats, after the warm-up
+  double seconds = 1.0;  // spent on repeats, after the warm-up
   uint32_t min_repeats = 5;
   uint32_t max_repeats = 1000;
   bool profile = false;
@@ -45,11 +45,11 @@ LinearBench bench_linear(Device& device, uint32_t rows, uint32_t inputs, uint32_
 
 struct PrefillBench {
   BatchShape shape;
-  Timing device;  // on the device's clock
-  Timing host;    // from submission to completion, as the caller waits
-  double flops = 0;         // of products (linear layers and attention), multiply and add counted as two
-  uint64_t bytes = 0;       // fewest that must move: weights once, logits written
-  Profile profile;          // with BenchOptions::profile
+  Timing device;       // on the device's clock
+  Timing host;         // from submission to completion, as the caller waits
+  double flops = 0;    // of products (linear layers and attention), multiply and add counted as two
+  uint64_t bytes = 0;  // fewest that must move: weights once, logits written
+  Profile profile;     // with BenchOptions::profile
   double residues_per_second() const { return double(shape.tokens - 2 * shape.sequences) / device.median; }
   double flops_per_second() const { return flops / device.median; }
 };

@@ -47,6 +47,7 @@ class Embedder {
     forward_.hidden = options.residues || options.bos;
     forward_.logits = options.logits;
     forward_.contacts = options.contacts;
+    max_sequences_ = options.contacts ? 64 : 4096;  // contacts take operations for each sequence and layer
     budget_ = options.max_tokens ? options.max_tokens : default_max_tokens(model.device().info());
   }
 
@@ -132,7 +133,7 @@ class Embedder {
     for (size_t begin = 0; begin < order.size();) {
       size_t end = begin;
       uint64_t tokens = 0;
-      while (end < order.size() && end - begin < kMaxSequences &&
+      while (end < order.size() && end - begin < max_sequences_ &&
              (end == begin || tokens + window[order[end]].ids.size() <= budget_))
         tokens += window[order[end++]].ids.size();
       run_batch(window, std::span(order).subspan(begin, end - begin));
@@ -184,7 +185,8 @@ class Embedder {
   void take(Item& item, const Batch& batch, uint32_t b, ForwardResult& result) const {
     const uint32_t begin = uint32_t(batch.cu_seqlens[b]), end = uint32_t(batch.cu_seqlens[b + 1]);
     const auto row = [&](const std::vector<float>& rows, uint64_t index) {
-      return std::vector<float>(rows.begin() + ptrdiff_t(index * hidden_), rows.begin() + ptrdiff_t((index + 1) * hidden_));
+      return std::vector<float>(rows.begin() + ptrdiff_t(index * hidden_),
+                                rows.begin() + ptrdiff_t((index + 1) * hidden_));
     };
     for (const std::vector<float>& means : result.means) item.means.push_back(row(means, b));
     for (const std::vector<float>& hidden : result.hidden) {
@@ -203,8 +205,7 @@ class Embedder {
         output_.add(name("residues", i) + "/" + item.key, std::vector<uint64_t>{length, hidden_}, item.residues[i]);
       if (options_.logits)
         output_.add("logits/" + item.key, std::vector<uint64_t>{length, model_.config().vocab}, item.logits);
-      if (options_.contacts)
-        output_.add("contacts/" + item.key, std::vector<uint64_t>{length, length}, item.contacts);
+      if (options_.contacts) output_.add("contacts/" + item.key, std::vector<uint64_t>{length, length}, item.contacts);
     }
   }
 
@@ -219,8 +220,12 @@ class Embedder {
       output_.append_rows(tensor, hidden_, rows);
     };
     for (size_t i = 0; i < forward_.layers.size(); ++i) {
-      if (options_.mean) append(name("mean", i), [i](const Item& item) -> const auto& { return item.means[i]; });
-      if (options_.bos) append(name("bos", i), [i](const Item& item) -> const auto& { return item.bos[i]; });
+      if (options_.mean)
+        append(
+            name("mean", i), [i](const Item& item) -> const auto& { return item.means[i]; });
+      if (options_.bos)
+        append(
+            name("bos", i), [i](const Item& item) -> const auto& { return item.bos[i]; });
     }
   }
 
@@ -232,14 +237,13 @@ class Embedder {
     if (interrupted()) throw_error(ErrorKind::cancelled, "interrupted: nothing was written");
   }
 
-  static constexpr size_t kMaxSequences = 4096;  // of one batch
-
   Esm2& model_;
   TensorOutput& output_;
   const EmbedOptions& options_;
   uint64_t hidden_;
   ForwardOptions forward_;
-  uint32_t budget_ = 0;
+  uint32_t budget_ = 0;       // tokens of a batch
+  size_t max_sequences_ = 0;  // of a batch
   uint64_t residues_read_ = 0;
   Tokenizer tokenizer_ = Tokenizer::esm2();
   std::unordered_set<std::string> used_keys_;

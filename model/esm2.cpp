@@ -152,9 +152,9 @@ ForwardResult Esm2::forward(const Batch& batch, const ForwardOptions& options) {
 void Forward::upload(const Batch& batch) {
   if (batch.shape.tokens != shape_.tokens || batch.shape.sequences != shape_.sequences ||
       batch.shape.max_length > shape_.max_length)
-    throw_error(ErrorKind::usage, "[forward] recorded for {} tokens in {} sequences of at most {}, given {} in {} of {}",
-                shape_.tokens, shape_.sequences, shape_.max_length, batch.shape.tokens, batch.shape.sequences,
-                batch.shape.max_length);
+    throw_error(ErrorKind::usage,
+                "[forward] recorded for {} tokens in {} sequences of at most {}, given {} in {} of {}", shape_.tokens,
+                shape_.sequences, shape_.max_length, batch.shape.tokens, batch.shape.sequences, batch.shape.max_length);
   device_->upload<int32_t>(tensors_.ids, batch.ids);
   device_->upload<int32_t>(tensors_.positions, batch.positions);
   device_->upload<int32_t>(tensors_.cu_seqlens, batch.cu_seqlens);

@@ -15,10 +15,10 @@ namespace turboesm {
 // embedding, l the residual stream after l layers, and config.layers the last one, after the final LayerNorm.
 struct ForwardOptions {
   std::vector<uint32_t> layers{};  // whose hidden states or means are wanted
-  bool means = false;            // of each of `layers`, over the residues
-  bool hidden = false;           // each of `layers`, every token
+  bool means = false;              // of each of `layers`, over the residues
+  bool hidden = false;             // each of `layers`, every token
   bool logits = false;
-  bool contacts = false;         // memory grows with heads x the square of the longest sequence
+  bool contacts = false;  // memory grows with heads x the square of the longest sequence
 };
 
 struct ForwardResult {
@@ -57,8 +57,8 @@ struct ForwardTensors {
   Tensor rope_table;                  // [max_length, head_dim] f32
   Tensor x;                           // [T, H] f32, the residual stream
   Tensor normed;                      // [T, H] D; also the attention's output
-  Tensor qkv;                         // [T, 3, H] D
-  Tensor q, k, v;                     // [T, H] D
+  Tensor qkv;                         // [T, 3, H] D, or f16 where D is bf16
+  Tensor q, k, v;                     // [T, H] the same
   Tensor feed;                        // [T, I] D, on the memory of qkv
   Tensor final_hidden;                // [T, H] f32; empty unless it is one of options.layers
   Tensor lm_dense;                    // [T, H] f32, on the memory of qkv

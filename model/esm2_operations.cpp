@@ -110,8 +110,7 @@ class Builder {
     for (size_t i = 0; i < options_.layers.size(); ++i) {
       if (options_.layers[i] != layer) continue;
       if (options_.hidden) add(Copy{source, t_.hidden[i]});
-      if (options_.means)
-        add(PoolMean{source, t_.cu_seqlens, t_.means[i], shape_.tokens, shape_.sequences, c_.hidden});
+      if (options_.means) add(PoolMean{source, t_.cu_seqlens, t_.means[i], shape_.tokens, shape_.sequences, c_.hidden});
     }
   }
 

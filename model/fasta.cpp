@@ -107,6 +107,7 @@ class ByteSource {
 
   void fill() {
     const size_t count = std::fread(raw_.data(), 1, raw_.size(), file_.get());
+    if (interrupted()) throw_error(ErrorKind::cancelled, "interrupted: nothing was written");  // while it waited
     if (std::ferror(file_.get())) throw_error(ErrorKind::input, "{}: cannot read: {}", name_, std::strerror(errno));
     input_ = std::span(raw_).first(count);
     bytes_read_ += count;

@@ -24,7 +24,9 @@ namespace {
 uint64_t staging_bytes(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
                        const DeviceInfo& device) {
   const uint64_t H = config.hidden, T = shape.tokens, L = shape.max_length;
-  uint64_t largest = std::max(std::max<uint64_t>(H, config.intermediate) * H * size_of(dtype), L * config.head_dim() * 4);
+  uint64_t largest =
+      std::max(std::max<uint64_t>(H, config.intermediate) * H * size_of(dtype), L * config.head_dim() * 4);
+  if (options.means) largest = std::max(largest, uint64_t(shape.sequences) * H * 4);
   if (options.hidden) largest = std::max(largest, T * H * 4);
   if (options.logits) largest = std::max(largest, T * config.vocab * 4);
   if (options.contacts) largest = std::max(largest, L * L * 4);
@@ -61,10 +63,15 @@ MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& 
 
 uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
                    const DeviceInfo& device, uint64_t budget) {
+  // What an operation can index and a grid can span limits it as well.
+  const uint64_t widest = std::max<uint64_t>({3ull * config.hidden, config.intermediate, config.vocab});
+  const uint64_t tokens = std::numeric_limits<int32_t>::max() / widest;
+  if (options.contacts && uint64_t(config.heads) * length * length > uint64_t(std::numeric_limits<int32_t>::max()))
+    return 0;
   const auto fits = [&](uint32_t sequences) {
     return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device).total() <= budget;
   };
-  uint32_t low = 0, high = std::numeric_limits<int32_t>::max() / length + 1;  // packed tokens are counted in 31 bits
+  uint32_t low = 0, high = uint32_t(std::min<uint64_t>(tokens / length, 65535)) + 1;
   while (high - low > 1) {
     const uint32_t middle = low + (high - low) / 2;
     (fits(middle) ? low : high) = middle;

@@ -33,10 +33,14 @@ std::vector<Part> layer_parts(LayerWeights& w, const Esm2Config& c, uint32_t ind
   return {
       {&w.attention_norm_weight, Kind::norm_weight, {H}, {name("attention.LayerNorm.weight")}},
       {&w.attention_norm_bias, Kind::vector, {H}, {name("attention.LayerNorm.bias")}},
-      {&w.qkv_weight, Kind::matrix, {H, H}, {name("attention.self.query.weight"), name("attention.self.key.weight"),
-                                             name("attention.self.value.weight")}},
-      {&w.qkv_bias, Kind::vector, {H}, {name("attention.self.query.bias"), name("attention.self.key.bias"),
-                                        name("attention.self.value.bias")}},
+      {&w.qkv_weight,
+       Kind::matrix,
+       {H, H},
+       {name("attention.self.query.weight"), name("attention.self.key.weight"), name("attention.self.value.weight")}},
+      {&w.qkv_bias,
+       Kind::vector,
+       {H},
+       {name("attention.self.query.bias"), name("attention.self.key.bias"), name("attention.self.value.bias")}},
       {&w.output_weight, Kind::matrix, {H, H}, {name("attention.output.dense.weight")}},
       {&w.output_bias, Kind::vector, {H}, {name("attention.output.dense.bias")}},
       {&w.feed_norm_weight, Kind::norm_weight, {H}, {name("LayerNorm.weight")}},
@@ -162,8 +166,7 @@ Esm2Weights Esm2Weights::random(Device& device, const Esm2Config& config, DType 
   weights.allocate(device);
   std::vector<Operation> operations;
   make_random(shared_parts(weights, config), seed, operations);
-  for (uint32_t i = 0; i < config.layers; ++i)
-    make_random(layer_parts(weights.layers[i], config, i), seed, operations);
+  for (uint32_t i = 0; i < config.layers; ++i) make_random(layer_parts(weights.layers[i], config, i), seed, operations);
   device.run(operations);
   return weights;
 }

@@ -39,7 +39,7 @@ class Esm2Weights {
   const Esm2Config& config() const { return config_; }
   DType dtype() const { return dtype_; }
 
-  Tensor embedding;                           // [V, H] f32; also the LM head's last matrix
+  Tensor embedding;  // [V, H] f32; also the LM head's last matrix
   std::vector<LayerWeights> layers;
   Tensor final_norm_weight, final_norm_bias;  // [H]
   Tensor lm_dense_weight, lm_dense_bias;      // [H, H], [H]

@@ -28,12 +28,13 @@ struct DeviceInfo {
   std::string name;    // "NVIDIA H200"
   std::string driver;  // driver or instruction set, with version
   DeviceKind kind = DeviceKind::cpu;
-  uint64_t memory_bytes = 0;         // device-local memory in all
-  uint32_t matrix_core_dtypes = 0;   // kF16 | kBF16: products run on matrix units (cooperative matrices)
-  uint32_t subgroup_size = 1;        // the size that kernels are launched with
-  uint64_t scratch_bytes = 0;        // that kernels take beside their operands, once, counted as activations
-  uint64_t staging_chunk_bytes = 0;  // uploads and downloads go through one such chunk of memory, larger ones through two
-  std::vector<std::string> features; // what decides which kernel variants run, for `turboesm devices`
+  uint64_t memory_bytes = 0;        // device-local memory in all
+  uint32_t matrix_core_dtypes = 0;  // kF16 | kBF16: products run on matrix units (cooperative matrices)
+  uint32_t subgroup_size = 1;       // the size that kernels are launched with
+  uint64_t scratch_bytes = 0;       // that kernels take beside their operands, once, counted as activations
+  uint64_t staging_chunk_bytes =
+      0;  // uploads and downloads go through one such chunk of memory, larger ones through two
+  std::vector<std::string> features;  // what decides which kernel variants run, for `turboesm devices`
 };
 
 // A piece of device memory. Freed on destruction, which must come before the device's own and not while a submission

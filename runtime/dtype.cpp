@@ -80,13 +80,17 @@ void convert(DType from, const void* source, DType to, void* destination, size_t
     return;
   }
   const auto widen = [from](uint16_t bits) { return from == DType::f16 ? f32_from_f16(bits) : f32_from_bf16(bits); };
-  if (from == DType::f32 && to == DType::f16) return convert_each<float, uint16_t>(source, destination, count, f16_from_f32);
-  if (from == DType::f32 && to == DType::bf16) return convert_each<float, uint16_t>(source, destination, count, bf16_from_f32);
+  if (from == DType::f32 && to == DType::f16)
+    return convert_each<float, uint16_t>(source, destination, count, f16_from_f32);
+  if (from == DType::f32 && to == DType::bf16)
+    return convert_each<float, uint16_t>(source, destination, count, bf16_from_f32);
   if (to == DType::f32 && from != DType::i32) return convert_each<uint16_t, float>(source, destination, count, widen);
   if (from == DType::f16 && to == DType::bf16)
-    return convert_each<uint16_t, uint16_t>(source, destination, count, [](uint16_t b) { return bf16_from_f32(f32_from_f16(b)); });
+    return convert_each<uint16_t, uint16_t>(source, destination, count,
+                                            [](uint16_t b) { return bf16_from_f32(f32_from_f16(b)); });
   if (from == DType::bf16 && to == DType::f16)
-    return convert_each<uint16_t, uint16_t>(source, destination, count, [](uint16_t b) { return f16_from_f32(f32_from_bf16(b)); });
+    return convert_each<uint16_t, uint16_t>(source, destination, count,
+                                            [](uint16_t b) { return f16_from_f32(f32_from_bf16(b)); });
   throw_error(ErrorKind::usage, "[convert] no conversion from {} to {}", name_of(from), name_of(to));
 }
 

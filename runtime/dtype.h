@@ -12,8 +12,8 @@ namespace turboesm {
 enum class DType : uint32_t { f32 = 0, f16 = 1, bf16 = 2, i32 = 3 };
 
 constexpr uint64_t size_of(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16 ? 2 : 4; }
-std::string_view name_of(DType dtype);                        // "f32", "f16", "bf16", "i32"
-std::optional<DType> parse_dtype(std::string_view name);      // the same spellings; nothing for any other
+std::string_view name_of(DType dtype);                    // "f32", "f16", "bf16", "i32"
+std::optional<DType> parse_dtype(std::string_view name);  // the same spellings; nothing for any other
 
 // IEEE 754 binary16 and bfloat16 <-> binary32, round to nearest even; subnormals, infinities and NaN preserved.
 uint16_t f16_from_f32(float value);

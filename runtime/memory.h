@@ -20,10 +20,10 @@ struct MemoryUse {
 
 struct MemoryReport {
   std::array<MemoryUse, kMemoryLabels> by_label;
-  MemoryUse total;             // its peak is of the sum, not the sum of the peaks
-  uint64_t device_bytes = 0;   // device-local memory in all
-  uint64_t budget_bytes = 0;   // what the driver lets this process have now; 0: it does not say
-  uint64_t driver_bytes = 0;   // what the driver says this process has; 0: it does not say
+  MemoryUse total;            // its peak is of the sum, not the sum of the peaks
+  uint64_t device_bytes = 0;  // device-local memory in all
+  uint64_t budget_bytes = 0;  // what the driver lets this process have now; 0: it does not say
+  uint64_t driver_bytes = 0;  // what the driver says this process has; 0: it does not say
 
   const MemoryUse& operator[](MemoryLabel label) const { return by_label[uint32_t(label)]; }
 };

@@ -33,7 +33,8 @@ void check_operand(std::string_view operation, std::string_view name, const Tens
     fail(fmt::format("ends at byte {} of a buffer of {}", tensor.offset + tensor.bytes(), size));
   // Kernels index with 32 bits.
   if (elements > std::numeric_limits<int32_t>::max())
-    fail(fmt::format("has {} elements, more than 2^31 - 1: use a smaller batch", elements));
+    throw_error(ErrorKind::out_of_memory, "[{}] operand {} has {} elements, more than 2^31 - 1: use a smaller batch",
+                operation, name, elements);
 }
 
 void require(bool condition, std::string_view operation, std::string_view rule) {
@@ -56,6 +57,7 @@ void check_sizes(const Linear& a) {
   require(a.inputs > 0 && a.inputs % 2 == 0, a.kName, "inputs must be even");
   require(a.x.dtype == a.weight.dtype, a.kName, "x and weight must have one dtype");
   require(even_if_16_bit(a.y, a.outputs), a.kName, "outputs must be even when y is a 16-bit type");
+  require(a.outputs <= (1u << 20), a.kName, "at most 2^20 outputs");  // a grid's width is limited
 }
 void check_sizes(const RopeSplit& a) {
   check_head_dim(a.kName, a.head_dim);

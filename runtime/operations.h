@@ -38,8 +38,8 @@ enum : uint32_t {
 // (check), the barriers that a back end places, and the bytes that `bench` counts. Operands said to be optional may be
 // empty tensors. Sequences are packed: `cu_seqlens` [sequences + 1] i32 starts at 0, never falls and ends at `tokens`;
 // sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1]. A weight matrix is [outputs, inputs], row-major, as
-// PyTorch's Linear stores it. "D" is f32, f16 or bf16, one for all of an operation's D operands; "any" is one of them by
-// itself. Arithmetic is fp32 throughout; the products of 16-bit operands are exact and summed in fp32.
+// PyTorch's Linear stores it. "D" is f32, f16 or bf16, one for all of an operation's D operands; "any" is one of them
+// by itself. Arithmetic is fp32 throughout; the products of 16-bit operands are exact and summed in fp32.
 
 // scale[b] = (1 - 0.12) / (1 - share of mask_id among the ids of sequence b): ESM-2's token dropout, at inference too
 // (0.12 = 0.15 x 0.8, the share of <mask> tokens in training). A sequence of masks only has scale 0.
@@ -129,7 +129,8 @@ struct Linear {
 
 // Splits the joint projection and turns q and k by their positions (rotary embedding, Su et al. 2021, in the
 // half-split form of ESM-2), q scaled by q_scale first. For each head, with i < head_dim / 2 and p = positions[t]:
-//   (a, b) = (v[i], v[i + head_dim/2])  ->  (a cos - b sin, b cos + a sin),  cos = table[p, i], sin = table[p, half + i]
+//   (a, b) = (v[i], v[i + head_dim/2])  ->  (a cos - b sin, b cos + a sin),  cos = table[p, i], sin = table[p, half +
+//   i]
 // v is copied. Each of q, k, v is [tokens, heads x head_dim], contiguous.
 struct RopeSplit {
   static constexpr std::string_view kName = "rope_split";

@@ -6,7 +6,8 @@
 namespace turboesm {
 
 // The counter-based generator of RandomNormal, restated in shaders/random_normal.comp. PCG's RXS-M-XS output
-// permutation over a linear congruential step (O'Neill 2014; Jarzynski & Olano 2020, "Hash Functions for GPU Rendering").
+// permutation over a linear congruential step (O'Neill 2014; Jarzynski & Olano 2020, "Hash Functions for GPU
+// Rendering").
 inline uint32_t pcg_hash(uint32_t value) {
   const uint32_t state = value * 747796405u + 2891336453u;
   const uint32_t word = ((state >> ((state >> 28u) + 4u)) ^ state) * 277803737u;

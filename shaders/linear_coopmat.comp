@@ -227,17 +227,21 @@ void store_partial(uint row, uint column, vec4 value) {
 // Where in y the tile's four outputs number `item` lie.
 uvec2 place_of(uvec2 origin, uint item) { return origin + uvec2(item / (BN / FOURS), item % (BN / FOURS) * FOURS); }
 
+// A barrier of this workgroup that orders its accesses to buffers with those of other workgroups.
+void sync_device() {
+  controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared,
+                 gl_SemanticsAcquireRelease);
+}
+
 // The last workgroup of a shared tile adds up what all have left.
 void finish_shared_tile(uvec2 origin) {
-  memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquireRelease);
-  barrier();  // every invocation's sums are on their way before the first one counts this workgroup
+  sync_device();  // every invocation's sums are there before the first one counts this workgroup
   if (gl_LocalInvocationIndex == 0) {
     arrived = atomicAdd(push.counters.at[tile_index()], 1, gl_ScopeDevice, gl_StorageSemanticsBuffer,
                         gl_SemanticsAcquireRelease);
   }
-  barrier();
+  sync_device();  // what the first invocation has seen, all see
   if (arrived != SPLITS - 1) return;
-  memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquireRelease);
   if (gl_LocalInvocationIndex == 0) push.counters.at[tile_index()] = 0;
   const uint first = tile_index() * SPLITS * TILE_FOURS;
   // THREADS is a multiple of BN / 4, so an invocation's items all lie in one column.

@@ -44,7 +44,8 @@ void run_copy(const Options& o) {
   const uint64_t megabytes = o.megabytes ? o.megabytes : gpu ? 1024 : 256;
   const CopyBench bench = bench_copy(*device, megabytes << 20, o.bench);
   nlohmann::json json = header(*device);
-  json["copy"] = {{"bytes", bench.bytes}, {"bytes_per_second", bench.bytes_per_second()}, {"time", to_json(bench.device)}};
+  json["copy"] = {
+      {"bytes", bench.bytes}, {"bytes_per_second", bench.bytes_per_second()}, {"time", to_json(bench.device)}};
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("copy of {}: {}, {:.1f} GB/s read and written\n", format_bytes(bench.bytes), spread(bench.device),
@@ -56,8 +57,12 @@ void run_linear(const Options& o) {
   const DType dtype = o.common.parsed_dtype();
   const LinearBench bench = bench_linear(*device, o.rows, o.inputs, o.outputs, dtype, o.gelu, o.bench);
   nlohmann::json json = header(*device);
-  json["linear"] = {{"rows", o.rows},           {"inputs", o.inputs}, {"outputs", o.outputs},
-                    {"dtype", o.common.dtype},  {"gelu", o.gelu},     {"flops_per_second", bench.flops_per_second()},
+  json["linear"] = {{"rows", o.rows},
+                    {"inputs", o.inputs},
+                    {"outputs", o.outputs},
+                    {"dtype", o.common.dtype},
+                    {"gelu", o.gelu},
+                    {"flops_per_second", bench.flops_per_second()},
                     {"time", to_json(bench.device)}};
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
@@ -66,7 +71,8 @@ void run_linear(const Options& o) {
 }
 
 void run_prefill(const Options& o) {
-  if (o.length < 2) throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
+  if (o.length < 2)
+    throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
   if (o.batch < 1 || uint64_t(o.batch) * o.length > INT32_MAX)
     throw_error(ErrorKind::usage, "--batch {} x --length {}: between 1 and 2^31 - 1 tokens", o.batch, o.length);
   const DType dtype = o.common.parsed_dtype();
@@ -98,11 +104,15 @@ void run_prefill(const Options& o) {
   json["limits"] = {{"bytes_per_second", limits.bytes_per_second}, {"flops_per_second", limits.flops_per_second}};
   json["memory"] = cli::to_json(device->memory());
   for (const auto& row : bench.profile.rows())
-    json["profile"].push_back({{"operation", row.name}, {"count", row.count}, {"seconds", row.seconds},
-                               {"flops", row.flops}, {"bytes", row.bytes}});
+    json["profile"].push_back({{"operation", row.name},
+                               {"count", row.count},
+                               {"seconds", row.seconds},
+                               {"flops", row.flops},
+                               {"bytes", row.bytes}});
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
-  fmt::print("prefill {} {}, {} x {} tokens (random weights)\n", o.size.empty() ? "model" : o.size, o.common.dtype, o.batch, o.length);
+  fmt::print("prefill {} {}, {} x {} tokens (random weights)\n", o.size.empty() ? "model" : o.size, o.common.dtype,
+             o.batch, o.length);
   fmt::print("  device  {}\n  host    {}\n", spread(bench.device), spread(bench.host));
   fmt::print("  {} residues/s, {:.2f} TFLOP/s\n", format_count(bench.residues_per_second()),
              bench.flops_per_second() / 1e12);

@@ -152,7 +152,8 @@ nlohmann::json to_json(const DeviceInfo& info) {
 nlohmann::json to_json(const MemoryReport& report) {
   nlohmann::json json;
   for (uint32_t i = 0; i < kMemoryLabels; ++i)
-    json[std::string(name_of(MemoryLabel(i)))] = {{"bytes", report.by_label[i].bytes}, {"peak", report.by_label[i].peak}};
+    json[std::string(name_of(MemoryLabel(i)))] = {{"bytes", report.by_label[i].bytes},
+                                                  {"peak", report.by_label[i].peak}};
   json["total"] = {{"bytes", report.total.bytes}, {"peak", report.total.peak}};
   json["device_bytes"] = report.device_bytes;
   json["budget_bytes"] = report.budget_bytes;

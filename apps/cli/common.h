@@ -16,10 +16,10 @@ namespace turboesm::cli {
 
 // Options that several commands share; each add_* declares one with its help text.
 struct Common {
-  std::string model;           // folder; empty: the one that ships
+  std::string model;  // folder; empty: the one that ships
   std::string device = "auto";
   std::string dtype = "f32";
-  std::string json;            // file, "-" for standard output, empty for none
+  std::string json;  // file, "-" for standard output, empty for none
   bool quiet = false;
   bool profile = false;
   bool plain_kernels = false;

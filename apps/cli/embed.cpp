@@ -54,9 +54,9 @@ std::map<std::string, std::string> metadata(const Options& o, const Checkpoint& 
 }
 
 nlohmann::json to_json(const EmbedReport& report) {
-  return {{"records", report.records},     {"residues", report.residues},   {"batches", report.batches},
-          {"halved", report.halved},       {"unknown", report.unknown},     {"stops", report.stops},
-          {"truncated", report.truncated}, {"skipped", report.skipped},     {"renamed", report.renamed},
+  return {{"records", report.records},     {"residues", report.residues}, {"batches", report.batches},
+          {"halved", report.halved},       {"unknown", report.unknown},   {"stops", report.stops},
+          {"truncated", report.truncated}, {"skipped", report.skipped},   {"renamed", report.renamed},
           {"seconds", report.seconds}};
 }
 
@@ -106,7 +106,7 @@ void print_summary(const EmbedReport& report, const MemoryReport& memory) {
 void run(Options& o) {
   apply_include(o);
   o.embed.profile = o.common.profile;
-  // In this order, whatever can fail fails before it costs anything.
+  // In this order, what is most often wrong is found before it costs anything.
   TensorOutput output(o.output);
   FastaReader input(o.input);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
@@ -117,7 +117,8 @@ void run(Options& o) {
   EmbedReport report;
   {
     Progress progress(!o.common.quiet);
-    report = embed(model, input, output, o.embed, [&](const EmbedProgress& p) { progress.update(p); }, keys);
+    report = embed(
+        model, input, output, o.embed, [&](const EmbedProgress& p) { progress.update(p); }, keys);
   }
   output.finish(metadata(o, checkpoint, *device, report, keys));
   report_changes(o, report);
@@ -151,7 +152,8 @@ void add_embed(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--max-length", o->embed.max_length, "Longest sequence in residues (default: none)")
       ->type_name("N");
-  command->add_option("--overlong", o->overlong, "What happens to longer sequences: truncate or skip; both are reported")
+  command
+      ->add_option("--overlong", o->overlong, "What happens to longer sequences: truncate or skip; both are reported")
       ->check(CLI::IsMember({"truncate", "skip"}))
       ->capture_default_str();
   command->add_option("--max-tokens", o->embed.max_tokens, "Tokens of one batch (default: by device)")->type_name("N");

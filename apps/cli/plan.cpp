@@ -28,7 +28,8 @@ ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
 }
 
 void run(const Options& o) {
-  if (o.length < 2) throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
+  if (o.length < 2)
+    throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
   if (o.batch < 1) throw_error(ErrorKind::usage, "--batch must be at least 1");
   if (uint64_t(o.length) * o.batch > INT32_MAX)
     throw_error(ErrorKind::usage, "--batch {} x --length {}: more than 2^31 - 1 tokens", o.batch, o.length);
@@ -42,11 +43,16 @@ void run(const Options& o) {
   const uint64_t budget = memory.budget_bytes ? memory.budget_bytes : memory.device_bytes;
   const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget);
 
-  nlohmann::json json{{"parameters", config.parameter_count()}, {"dtype", o.common.dtype},
-                      {"length", o.length},                     {"batch", o.batch},
-                      {"total_bytes", plan.total()},            {"budget_bytes", budget},
-                      {"fits", plan.total() <= budget},         {"max_batch", most},
-                      {"device", to_json(device->info())},      {"rows", nlohmann::json::array()}};
+  nlohmann::json json{{"parameters", config.parameter_count()},
+                      {"dtype", o.common.dtype},
+                      {"length", o.length},
+                      {"batch", o.batch},
+                      {"total_bytes", plan.total()},
+                      {"budget_bytes", budget},
+                      {"fits", most >= o.batch},
+                      {"max_batch", most},
+                      {"device", to_json(device->info())},
+                      {"rows", nlohmann::json::array()}};
   for (uint32_t i = 0; i < kMemoryLabels; ++i)
     json["by_label"][std::string(name_of(MemoryLabel(i)))] = plan.bytes(MemoryLabel(i));
   std::vector<std::vector<std::string>> table;
@@ -60,8 +66,8 @@ void run(const Options& o) {
   fmt::print("{} parameters in {}, {} x {} tokens\n", format_count(double(config.parameter_count())), o.common.dtype,
              o.batch, o.length);
   print_table(table);
-  fmt::print("{}: {} of {}; at most {} sequences of this length at once\n",
-             plan.total() <= budget ? "fits" : "does not fit", format_bytes(plan.total()), format_bytes(budget), most);
+  fmt::print("{}: {} of {}; at most {} sequences of this length at once\n", most >= o.batch ? "fits" : "does not fit",
+             format_bytes(plan.total()), format_bytes(budget), most);
 }
 
 }  // namespace

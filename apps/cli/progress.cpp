@@ -33,7 +33,8 @@ void Progress::update(const EmbedProgress& p) {
   const double share = p.share();
   if (drawn_ && now - last_ < kInterval && share < 1) return;
   last_ = now;
-  std::string line = fmt::format("{} records  {} residues/s", p.records, format_count(double(p.residues) / std::max(p.seconds, 1e-9)));
+  std::string line =
+      fmt::format("{} records  {} residues/s", p.records, format_count(double(p.residues) / std::max(p.seconds, 1e-9)));
   if (share > 0) {
     line = fmt::format("{} {:3.0f} %  {}", bar(share, 24), 100 * share, line);
     if (share < 1) line += fmt::format("  {} left", format_duration(p.seconds * (1 - share) / share));

@@ -30,8 +30,10 @@ const Kernels& best_kernels() {
 CpuBuffer::CpuBuffer(uint64_t size, MemoryLabel label, std::shared_ptr<MemoryLedger> ledger)
     : Buffer(size, label), ledger_(std::move(ledger)) {
   // The operating system would promise more than there is and end the process when the memory is touched.
-  const uint64_t available = available_memory_bytes();  // 0: unknown
-  if (available == 0 || size <= available)
+  // Memory that was allocated and not yet touched still counts as available: hence also the total.
+  const uint64_t available = available_memory_bytes(), total = total_memory_bytes();  // 0: unknown
+  const uint64_t taken = ledger_->report().total.bytes;
+  if (available == 0 || (size <= available && taken + size <= total))
     data_ = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment), std::nothrow));
   if (!data_)
     throw_error(ErrorKind::out_of_memory, "[cpu] {} bytes for {} do not fit: {} bytes of memory are available", size,
@@ -194,7 +196,9 @@ class CpuDevice final : public Device {
 
 std::vector<DeviceListing> list_cpu(std::string&) { return {{describe(), ""}}; }
 
-std::unique_ptr<Device> open_cpu(uint32_t, const DeviceOptions& options) { return std::make_unique<CpuDevice>(options); }
+std::unique_ptr<Device> open_cpu(uint32_t, const DeviceOptions& options) {
+  return std::make_unique<CpuDevice>(options);
+}
 
 }  // namespace
 }  // namespace cpu

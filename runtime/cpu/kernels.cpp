@@ -4,6 +4,8 @@
 #include "runtime/cpu/kernels.h"
 
 #include <cmath>
+#include <cstring>
+#include <utility>
 
 #include <Eigen/Core>
 #if defined(__F16C__)
@@ -49,8 +51,7 @@ void widen_f16(const uint16_t* source, float* destination, uint64_t count) {
   uint64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(destination + i,
-                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
+    _mm256_storeu_ps(destination + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
 #endif
   for (; i < count; ++i) destination[i] = f32_from_f16(source[i]);
 }
@@ -73,11 +74,11 @@ void load(const Tensor& tensor, uint64_t first, uint64_t count, float* destinati
       const uint16_t* source = as<const uint16_t>(tensor) + first;
       for (uint64_t i = 0; i < count; ++i) {
         const uint32_t bits = uint32_t(source[i]) << 16;
-        __builtin_memcpy(destination + i, &bits, 4);
+        std::memcpy(destination + i, &bits, 4);
       }
       return;
     }
-    default: __builtin_memcpy(destination, as<const float>(tensor) + first, count * 4);
+    default: std::memcpy(destination, as<const float>(tensor) + first, count * 4);
   }
 }
 
@@ -87,7 +88,7 @@ void store(const Tensor& tensor, uint64_t first, uint64_t count, const float* so
     case DType::bf16:
       for (uint64_t i = 0; i < count; ++i) as<uint16_t>(tensor)[first + i] = bf16_from_f32(source[i]);
       return;
-    default: __builtin_memcpy(as<float>(tensor) + first, source, count * 4);
+    default: std::memcpy(as<float>(tensor) + first, source, count * 4);
   }
 }
 
@@ -97,7 +98,9 @@ class Scratch {
   ~Scratch() { Eigen::internal::aligned_free(data_); }
   float* get(uint64_t floats) {
     if (floats > capacity_) {
-      Eigen::internal::aligned_free(data_);
+      // The allocation may throw, and the thread goes on.
+      Eigen::internal::aligned_free(std::exchange(data_, nullptr));
+      capacity_ = 0;
       data_ = static_cast<float*>(Eigen::internal::aligned_malloc(floats * sizeof(float)));
       capacity_ = floats;
     }
@@ -144,7 +147,8 @@ float max_of(const float* values, uint64_t count) {
   for (float& lane : lanes) lane = values[0];
   uint64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lanes[lane] < values[i + lane] ? values[i + lane] : lanes[lane];
+    for (int lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = lanes[lane] < values[i + lane] ? values[i + lane] : lanes[lane];
   for (; i < count; ++i) lanes[0] = lanes[0] < values[i] ? values[i] : lanes[0];
   for (int lane = 1; lane < kLanes; ++lane) lanes[0] = lanes[0] < lanes[lane] ? lanes[lane] : lanes[0];
   return lanes[0];
@@ -162,8 +166,8 @@ float exponentiate(float* values, uint64_t count, float shift) {
 float gelu(float z) {
   const float x = z * 0.70710678118654752f, t = x * x;
   float p = TURBOESM_ERF_P6, q = TURBOESM_ERF_Q5;
-  for (const float c : {TURBOESM_ERF_P5, TURBOESM_ERF_P4, TURBOESM_ERF_P3, TURBOESM_ERF_P2, TURBOESM_ERF_P1,
-                        TURBOESM_ERF_P0})
+  for (const float c :
+       {TURBOESM_ERF_P5, TURBOESM_ERF_P4, TURBOESM_ERF_P3, TURBOESM_ERF_P2, TURBOESM_ERF_P1, TURBOESM_ERF_P0})
     p = p * t + c;
   for (const float c : {TURBOESM_ERF_Q4, TURBOESM_ERF_Q3, TURBOESM_ERF_Q2, TURBOESM_ERF_Q1, TURBOESM_ERF_Q0})
     q = q * t + c;
@@ -433,7 +437,7 @@ void random_normal(const RandomNormal& a, Range blocks) {
 void copy(const Copy& a, Range blocks) {
   const uint64_t width = size_of(a.source.dtype);
   for_elements(blocks, a.destination.count, [&](uint64_t first, uint64_t count) {
-    __builtin_memcpy(data_of(a.destination) + first * width, data_of(a.source) + first * width, count * width);
+    std::memcpy(data_of(a.destination) + first * width, data_of(a.source) + first * width, count * width);
   });
 }
 
@@ -446,8 +450,20 @@ void copy(const Copy& a, Range blocks) {
 
 extern const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT);
 const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT) = {
-    TURBOESM_TEXT(TURBOESM_CPU_VARIANT), token_dropout, embed, layer_norm, linear, rope_split, attention, pool_mean,
-    attention_maps, contact_sums, contact_accumulate, fill, random_normal, copy,
+    TURBOESM_TEXT(TURBOESM_CPU_VARIANT),
+    token_dropout,
+    embed,
+    layer_norm,
+    linear,
+    rope_split,
+    attention,
+    pool_mean,
+    attention_maps,
+    contact_sums,
+    contact_accumulate,
+    fill,
+    random_normal,
+    copy,
 };
 
 }  // namespace turboesm::cpu

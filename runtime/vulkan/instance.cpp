@@ -125,8 +125,8 @@ std::vector<std::string> ValidationMessages::take() {
 Instance::Instance(bool validation) {
   load_vulkan();
   if (!validation) {
-    // Never destroyed, which would unload the drivers: one that is loaded again and again runs out of what loading takes
-    // (NVIDIA's after some twenty times), and no device is found from then on.
+    // Never destroyed, which would unload the drivers: one that is loaded again and again runs out of what loading
+    // takes (NVIDIA's after some twenty times), and no device is found from then on.
     static const VkInstance shared = create_instance(nullptr);
     handle_ = shared;
     return;

@@ -95,8 +95,9 @@ Dispatch lower_narrow(const Linear& a) {
     uint32_t outputs, has_bias;
   };
   constexpr uint32_t kOutputs = 16;  // of a workgroup
-  return dispatch("linear_narrow", {id_of(a.x.dtype), a.inputs / 4, kOutputs}, {a.rows, ceil_div(a.outputs, kOutputs), 1},
-                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.outputs, bool(a.bias)});
+  return dispatch(
+      "linear_narrow", {id_of(a.x.dtype), a.inputs / 4, kOutputs}, {a.rows, ceil_div(a.outputs, kOutputs), 1},
+      Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.outputs, bool(a.bias)});
 }
 
 Dispatch lower_one(const Linear& a, const Traits& traits) {

@@ -18,8 +18,8 @@ struct Traits {
   uint32_t max_subgroup_size = 32;
   uint32_t max_shared_bytes = 32768;
   uint32_t max_workgroup_invocations = 1024;
-  uint32_t compute_units = 0;       // streaming multiprocessors, compute units; 0: unknown
-  bool software = false;            // a driver that runs on the CPU
+  uint32_t compute_units = 0;  // streaming multiprocessors, compute units; 0: unknown
+  bool software = false;       // a driver that runs on the CPU
   // Memory that kernels may use while they run, zero where a kernel's header says so; 0 bytes: none.
   uint64_t scratch_address = 0;
   uint64_t scratch_bytes = 0;

@@ -20,15 +20,9 @@ constexpr uint32_t kTypicalUnits = 64;         // compute units of a device that
 // each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average.
 constexpr LinearTile kLinearTiles[] = {
     // bm, bn, bk, wm, wn, wk, stages, prefetch, drain
-    {16, 32, 256, 1, 1, 8, 1, 1, 1},
-    {32, 32, 256, 1, 1, 8, 1, 1, 2},
-    {32, 64, 128, 2, 2, 2, 1, 2, 1},
-    {64, 64, 64, 2, 2, 1, 1, 1, 2},
-    {64, 64, 128, 2, 2, 2, 1, 1, 2},
-    {64, 128, 64, 2, 2, 1, 1, 1, 1},
-    {80, 64, 128, 1, 2, 4, 1, 1, 2},
-    {128, 128, 64, 2, 4, 1, 1, 1, 2},
-    {160, 128, 64, 2, 4, 1, 1, 1, 2},
+    {16, 32, 256, 1, 1, 8, 1, 1, 1}, {32, 32, 256, 1, 1, 8, 1, 1, 2},  {32, 64, 128, 2, 2, 2, 1, 2, 1},
+    {64, 64, 64, 2, 2, 1, 1, 1, 2},  {64, 64, 128, 2, 2, 2, 1, 1, 2},  {64, 128, 64, 2, 2, 1, 1, 1, 1},
+    {80, 64, 128, 1, 2, 4, 1, 1, 2}, {128, 128, 64, 2, 4, 1, 1, 1, 2}, {160, 128, 64, 2, 4, 1, 1, 1, 2},
 };
 constexpr uint32_t kSplits[] = {1, 2, 3, 4, 6, 8};
 
@@ -75,8 +69,8 @@ uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
 
 bool suits(const Linear& op, const Traits& traits) {
   const bool f32_result = op.y.dtype == DType::f32;
-  return has_matrix_unit(op.x.dtype, traits) && op.rows > 0 && op.weight.dtype == op.x.dtype && op.inputs % kEights == 0 &&
-         (f32_result || op.outputs % kFours == 0) &&
+  return has_matrix_unit(op.x.dtype, traits) && op.rows > 0 && op.weight.dtype == op.x.dtype &&
+         op.inputs % kEights == 0 && (f32_result || op.outputs % kFours == 0) &&
          addressable(uint64_t(op.rows) * op.inputs, kEights) &&
          addressable(uint64_t(op.outputs) * op.inputs, kEights) &&
          addressable(uint64_t(op.rows) * op.outputs, op.outputs % kFours == 0 ? kFours : 1);
@@ -84,19 +78,19 @@ bool suits(const Linear& op, const Traits& traits) {
 
 bool suits(const Attention& op, const Traits& traits) {
   constexpr uint32_t kMaxHeadDim = 128;  // beyond, the sums no longer fit in registers
-  return has_matrix_unit(op.q.dtype, traits) && op.out.dtype != DType::f32 && op.head_dim % kEights == 0 && op.head_dim <= kMaxHeadDim &&
-         op.heads <= kGuaranteedGroups && op.sequences <= kGuaranteedGroups &&
+  return has_matrix_unit(op.q.dtype, traits) && op.out.dtype != DType::f32 && op.head_dim % kEights == 0 &&
+         op.head_dim <= kMaxHeadDim && op.heads <= kGuaranteedGroups && op.sequences <= kGuaranteedGroups &&
          addressable(uint64_t(op.tokens) * op.heads * op.head_dim, kEights);
 }
 
 // Microseconds that the product takes on an H200, fitted to the same measurements; on other devices only the order
 // matters. A workgroup alone is bound by the latency of its steps, a full device by products and copies.
 double cost(const Linear& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
-  constexpr double kLaunch = 6.5, kJoin = 0.95;             // of a dispatch; of the last workgroup's additions
-  constexpr double kStep = 0.38, kStepPerByte = 3.7e-6;     // of a workgroup that has a compute unit to itself
+  constexpr double kLaunch = 6.5, kJoin = 0.95;               // of a dispatch; of the last workgroup's additions
+  constexpr double kStep = 0.38, kStepPerByte = 3.7e-6;       // of a workgroup that has a compute unit to itself
   constexpr double kPerProduct = 0.25e-6, kPerByte = 9.1e-6;  // of a compute unit with enough workgroups
   constexpr double kPerPartialByte = 0.55e-6;
-  constexpr double kTail = 0.86;                            // share of the last, incomplete round that is lost
+  constexpr double kTail = 0.86;  // share of the last, incomplete round that is lost
   const double rounds = double(workgroups(op, tile, splits)) / units(traits);
   const double steps = divide_up(divide_up(op.inputs, tile.bk), splits);
   const double step_bytes = 2.0 * (tile.bm + tile.bn) * tile.bk, products = double(tile.bm) * tile.bn * tile.bk;
@@ -129,13 +123,16 @@ bool fits(const LinearTile& tile, const Traits& traits) {
   const uint32_t threads = tile.wm * tile.wn * tile.wk * matrix_subgroup_size(traits);
   const uint32_t row_step = threads / (tile.bk / kEights);  // rows that the threads copy at a time
   return threads != 0 && threads <= traits.max_workgroup_invocations && shared_bytes(tile) <= traits.max_shared_bytes &&
-         threads % (tile.bk / kEights) == 0 && threads % (tile.bn / kFours) == 0 && tile.bm % row_step == 0 && tile.bn % row_step == 0;
+         threads % (tile.bk / kEights) == 0 && threads % (tile.bn / kFours) == 0 &&
+         tile.wk * matrix_subgroup_size(traits) % (tile.bn / tile.wn / kFours) == 0 && tile.bm % row_step == 0 &&
+         tile.bn % row_step == 0;
 }
 
 uint32_t max_splits(const Linear& op, const Traits& traits, const LinearTile& tile) {
   const uint64_t tiles = workgroups(op, tile, 1);
   if (tiles > kCounters || traits.scratch_bytes <= kCounters * sizeof(uint32_t)) return 1;
-  const uint64_t room = (traits.scratch_bytes - kCounters * sizeof(uint32_t)) / (tiles * tile.bm * tile.bn * sizeof(float));
+  const uint64_t room =
+      (traits.scratch_bytes - kCounters * sizeof(uint32_t)) / (tiles * tile.bm * tile.bn * sizeof(float));
   const uint32_t steps = divide_up(op.inputs, tile.bk);
   return uint32_t(std::clamp<uint64_t>(room, 1, std::max(1u, steps / 2)));
 }
@@ -170,8 +167,8 @@ Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const 
   dispatch.uses_scratch = splits > 1;
   dispatch.groups = {divide_up(op.outputs, tile.bn), divide_up(op.rows, tile.bm), splits};
   dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
-                         address_of(op.y), traits.scratch_address + kCounters * sizeof(uint32_t), traits.scratch_address,
-                         op.rows, op.inputs, op.outputs, flags});
+                         address_of(op.y), traits.scratch_address + kCounters * sizeof(uint32_t),
+                         traits.scratch_address, op.rows, op.inputs, op.outputs, flags});
   return dispatch;
 }
 

@@ -12,13 +12,13 @@ namespace turboesm::vulkan {
 // shaders/attention_coopmat.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
 // the shapes do not fit; the plain kernels then do the work.
 //
-// A linear layer's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1 agree
-// to the bit. Attention agrees to the bit whatever else is in the batch.
+// A linear layer's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
+// and without splits agree to the bit. Attention agrees to the bit whatever else is in the batch.
 
 // Needs inputs % 8 == 0, and outputs % 4 == 0 unless y is f32.
 std::optional<Dispatch> lower_matrix_linear(const Linear& op, const Traits& traits);
 
-// Needs head_dim <= 128.
+// Needs head_dim <= 128 and a 16-bit `out`.
 std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits& traits);
 
 // How linear_coopmat.comp cuts up its work; the names are those of its specialization constants. Sizes in elements.

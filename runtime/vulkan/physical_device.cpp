@@ -140,6 +140,9 @@ std::string problem_of(const Properties& properties, const Features& features) {
   return missing.empty() ? "" : fmt::format("its driver lacks {}", missing);
 }
 
+// What attention on matrix units uses beyond that.
+constexpr VkSubgroupFeatureFlags kMatrixOperations = VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_VOTE_BIT;
+
 void read_abilities(PhysicalDevice& device, const Extensions& extensions, const Properties& properties,
                     const Features& features, bool matrix_cores) {
   Abilities& abilities = device.abilities;
@@ -152,8 +155,9 @@ void read_abilities(PhysicalDevice& device, const Extensions& extensions, const 
   abilities.float16 = features.v12.shaderFloat16;
   abilities.storage16 = features.v11.storageBuffer16BitAccess;
   abilities.memory_model = features.v12.vulkanMemoryModel && features.v12.vulkanMemoryModelDeviceScope;
-  abilities.matrices =
-      matrix_cores && features.matrices.cooperativeMatrix && abilities.float16 && abilities.memory_model;
+  abilities.matrices = matrix_cores && features.matrices.cooperativeMatrix && abilities.float16 &&
+                       abilities.memory_model &&
+                       (properties.v11.subgroupSupportedOperations & kMatrixOperations) == kMatrixOperations;
   abilities.bfloat16 = features.bfloat16.shaderBFloat16Type && features.bfloat16.shaderBFloat16CooperativeMatrix;
   for (const KnownFault& fault : kKnownFaults) {
     if (fault.driver != properties.v12.driverID || !(abilities.*fault.ability)) continue;

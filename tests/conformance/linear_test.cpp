@@ -11,12 +11,8 @@ namespace {
 struct Types {
   DType in, out;
 };
-constexpr Types kTypes[] = {{DType::f32, DType::f32},
-                            {DType::f16, DType::f32},
-                            {DType::f16, DType::f16},
-                            {DType::bf16, DType::f32},
-                            {DType::bf16, DType::bf16},
-                            {DType::bf16, DType::f16}};
+constexpr Types kTypes[] = {{DType::f32, DType::f32},  {DType::f16, DType::f32},   {DType::f16, DType::f16},
+                            {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::bf16, DType::f16}};
 
 struct Shape {
   uint32_t rows, inputs, outputs;

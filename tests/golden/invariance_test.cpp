@@ -28,7 +28,8 @@ ForwardOptions last_hidden(const Esm2& model) {
   return options;
 }
 
-std::span<const float> rows_of(const std::vector<float>& packed, const Batch& batch, uint32_t sequence, uint64_t width) {
+std::span<const float> rows_of(const std::vector<float>& packed, const Batch& batch, uint32_t sequence,
+                               uint64_t width) {
   return std::span(packed).subspan(uint64_t(batch.cu_seqlens[sequence]) * width, batch.length(sequence) * width);
 }
 
@@ -52,7 +53,8 @@ TEST_CASE("a sequence's result does not depend on its batch or its place in it",
     INFO("sequence " << i << " of " << sequences[i].size() << " tokens");
     const auto in_batch = rows_of(together.hidden[0], batch, i, H);
     CHECK(relative_error(rows_of(turned.hidden[0], backwards, 63 - i, H), in_batch) <= 1e-6);
-    CHECK(relative_error(rows_of(turned.logits, backwards, 63 - i, 33), rows_of(together.logits, batch, i, 33)) <= 1e-6);
+    CHECK(relative_error(rows_of(turned.logits, backwards, 63 - i, 33), rows_of(together.logits, batch, i, 33)) <=
+          1e-6);
     const ForwardResult alone = model.forward(batch_of({sequences[i]}), options);
     CHECK(relative_error(alone.hidden[0], in_batch) <= 1e-6);
     CHECK(relative_error(alone.logits, rows_of(together.logits, batch, i, 33)) <= 1e-6);
