@@ -34,6 +34,7 @@ void Common::add_model(CLI::App& app) {
 
 void Common::add_device(CLI::App& app) {
   app.add_option("--device", device, "auto, cpu, vulkan or vulkan:N")->capture_default_str()->type_name("SPEC");
+  app.add_option("--threads", threads, "Threads of the CPU back end (default: one a core)")->type_name("N");
   app.add_flag("--no-matrix-cores", plain_kernels, "Use the plain kernels even where the device has matrix cores");
 }
 
@@ -65,6 +66,7 @@ DType Common::parsed_dtype() const { return *parse_dtype(dtype); }
 std::unique_ptr<Device> Common::open() const {
   DeviceOptions options;
   options.matrix_cores = !plain_kernels;
+  options.threads = threads;
   options.cache_dir = user_cache_dir();
   OpenedDevice opened = open_device(device, options);
   if (!quiet) note(opened.explanation);

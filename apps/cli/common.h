@@ -23,9 +23,10 @@ struct Common {
   bool quiet = false;
   bool profile = false;
   bool plain_kernels = false;
+  uint32_t threads = 0;  // of the CPU back end; 0: one a core
 
   void add_model(CLI::App& app);
-  void add_device(CLI::App& app);  // --device, --no-matrix-cores
+  void add_device(CLI::App& app);  // --device, --threads, --no-matrix-cores
   void add_dtype(CLI::App& app);
   void add_json(CLI::App& app);
   void add_quiet(CLI::App& app);

@@ -20,7 +20,8 @@ TEST_CASE("a batch that does not fit in memory is halved, with equal results", "
   const Embedding expected = embed(folder, input, {"--json", "-"});
   CHECK(json::parse(expected.process.out).at("report").at("halved") == 0);
 
-  const Embedding halved = embed(folder, input, {"--max-tokens", "1000000", "--json", "-"}, {.memory_bytes = kMemory});
+  const Embedding halved = embed(folder, input, {"--max-tokens", "1000000", "--threads", "2", "--json", "-"},
+                                 {.memory_bytes = kMemory});  // each thread's stack and heap reserve addresses, too
   const json report = json::parse(halved.process.out).at("report");
   CHECK(report.at("halved") >= 1);
   CHECK(report.at("batches") >= 2);
@@ -34,9 +35,10 @@ TEST_CASE("a record that does not fit in memory alone is named", "[cli]") {
   // Attention maps of 2 heads x 20,002^2 floats take 3.2 GB.
   const std::filesystem::path fasta = input.write("in.fasta", ">small\nMKT\n>huge\n" + std::string(20000, 'A') + "\n");
   for (const char* name : {"out.safetensors", "out.npz"}) {
-    check_refusal(run(embed_arguments(fasta, folder / name) + Arguments{"--include", "contacts", "--quiet"},
-                      {.memory_bytes = uint64_t(2) << 30}),
-                  4, {"huge", "20000 residues", "memory"});
+    check_refusal(
+        run(embed_arguments(fasta, folder / name) + Arguments{"--include", "contacts", "--threads", "2", "--quiet"},
+            {.memory_bytes = uint64_t(2) << 30}),
+        4, {"huge", "20000 residues", "memory"});
     CHECK(folder.list().empty());
   }
 }
