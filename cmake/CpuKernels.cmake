@@ -17,9 +17,6 @@ function(turboesm_add_cpu_kernels target)
     # GCC 12 takes the deliberately undefined operands inside its own AVX-512 intrinsics for a fault (GCC bug 105593).
     set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                      $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-uninitialized>)
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      list(APPEND avx512_flags -Wno-maybe-uninitialized)  # false alarms from GCC 12's own AVX-512 header
-    endif()
   endif()
 
   set(entries "")

@@ -108,8 +108,12 @@ PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, con
   return bench;
 }
 
+bool runs_on_gpu(const Device& device) {
+  return device.info().kind != DeviceKind::cpu && device.info().kind != DeviceKind::software_gpu;
+}
+
 DeviceLimits measure_limits(Device& device, DType dtype) {
-  const bool gpu = device.info().kind != DeviceKind::cpu && device.info().kind != DeviceKind::software_gpu;
+  const bool gpu = runs_on_gpu(device);
   const BenchOptions options{.seconds = 0.3, .min_repeats = 3};
   const CopyBench copy = bench_copy(device, gpu ? uint64_t(1) << 30 : uint64_t(128) << 20, options);
   const uint32_t scale = gpu && dtype != DType::f32 ? 1 : gpu ? 4 : 16;

@@ -56,6 +56,9 @@ struct PrefillBench {
 // The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues.
 PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options);
 
+// A GPU of its own, and not a driver that computes on the CPU: what sizes of measurements depend on.
+bool runs_on_gpu(const Device& device);
+
 // What this device was measured to do at best: the two limits of the roofline. The product's shape is that of a large
 // model's feed-forward layer on a GPU, smaller on the CPU and on a software driver.
 struct DeviceLimits {

@@ -3,7 +3,6 @@
 #include "apps/cli/commands.h"
 #include "apps/cli/common.h"
 #include "model/bench.h"
-#include "runtime/error.h"
 #include "version.h"
 
 namespace turboesm::cli {
@@ -40,8 +39,7 @@ std::string spread(const Timing& t) {
 
 void run_copy(const Options& o) {
   const std::unique_ptr<Device> device = o.common.open();
-  const bool gpu = device->info().kind != DeviceKind::cpu && device->info().kind != DeviceKind::software_gpu;
-  const uint64_t megabytes = o.megabytes ? o.megabytes : gpu ? 1024 : 256;
+  const uint64_t megabytes = o.megabytes ? o.megabytes : runs_on_gpu(*device) ? 1024 : 256;
   const CopyBench bench = bench_copy(*device, megabytes << 20, o.bench);
   nlohmann::json json = header(*device);
   json["copy"] = {
@@ -71,13 +69,9 @@ void run_linear(const Options& o) {
 }
 
 void run_prefill(const Options& o) {
-  if (o.length < 2)
-    throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
-  if (o.batch < 1 || uint64_t(o.batch) * o.length > INT32_MAX)
-    throw_error(ErrorKind::usage, "--batch {} x --length {}: between 1 and 2^31 - 1 tokens", o.batch, o.length);
+  check_batch(o.batch, o.length);
   const DType dtype = o.common.parsed_dtype();
-  const Esm2Config config =
-      o.size.empty() ? load_config(o.common.model_directory() / "config.json") : official_config(o.size);
+  const Esm2Config config = o.common.config_of(o.size);
   const std::unique_ptr<Device> device = o.common.open();
   const DeviceLimits limits = measure_limits(*device, dtype);
   Esm2 model(*device, Esm2Weights::random(*device, config, dtype, o.seed));

@@ -63,6 +63,10 @@ std::filesystem::path Common::model_directory() const {
 
 DType Common::parsed_dtype() const { return *parse_dtype(dtype); }
 
+Esm2Config Common::config_of(const std::string& size) const {
+  return size.empty() ? load_config(model_directory() / "config.json") : official_config(size);
+}
+
 std::unique_ptr<Device> Common::open() const {
   DeviceOptions options;
   options.matrix_cores = !plain_kernels;
@@ -161,6 +165,13 @@ nlohmann::json to_json(const MemoryReport& report) {
   json["budget_bytes"] = report.budget_bytes;
   json["driver_bytes"] = report.driver_bytes;
   return json;
+}
+
+void check_batch(uint32_t batch, uint32_t length) {
+  if (length < 2)
+    throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", length);
+  if (batch < 1 || uint64_t(batch) * length > INT32_MAX)
+    throw_error(ErrorKind::usage, "--batch {} x --length {}: between 1 and 2^31 - 1 tokens", batch, length);
 }
 
 void note(const std::string& text) { fmt::print(stderr, "{}\n", text); }

@@ -34,6 +34,8 @@ struct Common {
 
   std::filesystem::path model_directory() const;
   DType parsed_dtype() const;
+  // The sizes of an official model, or those of --model when `size` is empty.
+  Esm2Config config_of(const std::string& size) const;
   // Opens the device and says on standard error, unless quiet, what was taken and why.
   std::unique_ptr<Device> open() const;
   // Writes to the file (or standard output); nothing when --json was not given.
@@ -55,6 +57,9 @@ void print_profile(const Profile& profile);
 
 nlohmann::json to_json(const DeviceInfo& info);
 nlohmann::json to_json(const MemoryReport& report);
+
+// Error(usage) unless `batch` sequences of `length` tokens make a batch.
+void check_batch(uint32_t batch, uint32_t length);
 
 // A note or warning on standard error.
 void note(const std::string& text);

@@ -3,7 +3,6 @@
 #include "apps/cli/commands.h"
 #include "apps/cli/common.h"
 #include "model/plan.h"
-#include "runtime/error.h"
 
 namespace turboesm::cli {
 namespace {
@@ -28,13 +27,8 @@ ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
 }
 
 void run(const Options& o) {
-  if (o.length < 2)
-    throw_error(ErrorKind::usage, "--length {}: a sequence has at least 2 tokens, <cls> and <eos>", o.length);
-  if (o.batch < 1) throw_error(ErrorKind::usage, "--batch must be at least 1");
-  if (uint64_t(o.length) * o.batch > INT32_MAX)
-    throw_error(ErrorKind::usage, "--batch {} x --length {}: more than 2^31 - 1 tokens", o.batch, o.length);
-  const Esm2Config config =
-      o.size.empty() ? load_config(o.common.model_directory() / "config.json") : official_config(o.size);
+  check_batch(o.batch, o.length);
+  const Esm2Config config = o.common.config_of(o.size);
   const DType dtype = o.common.parsed_dtype();
   const std::unique_ptr<Device> device = o.common.open();
   const MemoryReport memory = device->memory();
