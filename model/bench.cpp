@@ -55,7 +55,8 @@ Batch random_batch(uint32_t sequences, uint32_t length) {
 }
 
 bool is_product(const Operation& operation) {
-  return std::holds_alternative<Linear>(operation) || std::holds_alternative<Attention>(operation);
+  return std::holds_alternative<Linear>(operation) || std::holds_alternative<QkvRope>(operation) ||
+         std::holds_alternative<Attention>(operation);
 }
 
 }  // namespace

@@ -108,7 +108,7 @@ void check_head_dim(const ConfigReader& reader, const Esm2Config& config) {
   if (config.head_dim() % 8 != 0)
     reader.fail("hidden_size",
                 fmt::format("gives {} heads of {} values, which must be a multiple of 8: rotary positions "
-                            "pair the head's two halves, and the kernels read four pairs at a time",
+                            "turn pairs of values, and the kernels read four pairs at a time",
                             config.heads, config.head_dim()));
   if (config.head_dim() > kMaxHeadDim)
     reader.fail("hidden_size", fmt::format("gives {} heads of {} values, more than the {} that attention is built for",

@@ -34,6 +34,11 @@ class Region {
   uint64_t size_ = 0;
 };
 
+// Part `index` of a tensor that consists of parts of `count` elements.
+Tensor part(const Tensor& whole, uint64_t index, uint64_t count) {
+  return {whole.buffer, whole.offset + index * count * size_of(whole.dtype), count, whole.dtype};
+}
+
 uint64_t residues(uint32_t length) { return length > 2 ? length - 2 : 0; }
 
 // Lays out every tensor of a forward pass. `cu_seqlens` may be empty when only sizes are wanted: then all sequences are
@@ -57,13 +62,13 @@ ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, 
   });
   region(R::residual, [&](Region& r) { t.x = r.take(T * H, DType::f32); });
   region(R::normed, [&](Region& r) { t.normed = r.take(T * H, dtype); });
-  // qkv with q, k, v, the feed-forward layer and the LM head's dense layer are never alive together.
+  // q, k and v, the feed-forward layer and the LM head's dense layer are never alive together.
   uint64_t wide = 0;
   region(R::wide, [&](Region& r) {
     t.qkv = r.take(3 * T * H, attention_dtype(dtype));
-    t.q = r.take(T * H, attention_dtype(dtype));
-    t.k = r.take(T * H, attention_dtype(dtype));
-    t.v = r.take(T * H, attention_dtype(dtype));
+    t.q = part(t.qkv, 0, T * H);
+    t.k = part(t.qkv, 1, T * H);
+    t.v = part(t.qkv, 2, T * H);
     wide = r.size();
     r.restart();
     t.feed = r.take(T * c.intermediate, dtype);

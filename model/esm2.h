@@ -57,8 +57,8 @@ struct ForwardTensors {
   Tensor rope_table;                  // [max_length, head_dim] f32
   Tensor x;                           // [T, H] f32, the residual stream
   Tensor normed;                      // [T, H] D; also the attention's output
-  Tensor qkv;                         // [T, 3, H] D, or f16 where D is bf16
-  Tensor q, k, v;                     // [T, H] the same
+  Tensor qkv;                         // [3, T, H] D, or f16 where D is bf16
+  Tensor q, k, v;                     // [T, H] each, the three parts of qkv
   Tensor feed;                        // [T, I] D, on the memory of qkv
   Tensor final_hidden;                // [T, H] f32; empty unless it is one of options.layers
   Tensor lm_dense;                    // [T, H] f32, on the memory of qkv
@@ -122,8 +122,8 @@ class Esm2 {
   Workspace workspace_;
 };
 
-// cos and sin of p / 10000^(2i / head_dim) for p < rows: [rows, head_dim], head_dim/2 cosines then head_dim/2 sines a
-// row. Computed in double, never read from a checkpoint (half-precision files carry rounded frequencies).
+// cos and sin of p / 10000^(2i / head_dim) for p < rows: [rows, head_dim], a cosine and its sine side by side. Computed
+// in double, never read from a checkpoint (half-precision files carry rounded frequencies).
 std::vector<float> rope_table(uint32_t rows, uint32_t head_dim);
 
 }  // namespace turboesm

@@ -51,19 +51,19 @@ class Builder {
 
   void attention(const LayerWeights& layer) {
     layer_norm(t_.x, layer.attention_norm_weight, layer.attention_norm_bias, t_.normed);
-    linear(t_.normed, layer.qkv_weight, layer.qkv_bias, t_.qkv, c_.hidden, 3 * c_.hidden);
     // The scores are scaled here, on q, before it is turned; the softmax then needs no factor.
-    add(RopeSplit{.qkv = t_.qkv,
-                  .positions = t_.positions,
-                  .table = t_.rope_table,
-                  .q = t_.q,
-                  .k = t_.k,
-                  .v = t_.v,
-                  .tokens = shape_.tokens,
-                  .heads = c_.heads,
-                  .head_dim = c_.head_dim(),
-                  .table_rows = shape_.max_length,
-                  .q_scale = 1.0f / std::sqrt(float(c_.head_dim()))});
+    add(QkvRope{.x = t_.normed,
+                .weight = layer.qkv_weight,
+                .bias = layer.qkv_bias,
+                .positions = t_.positions,
+                .table = t_.rope_table,
+                .qkv = t_.qkv,
+                .tokens = shape_.tokens,
+                .inputs = c_.hidden,
+                .heads = c_.heads,
+                .head_dim = c_.head_dim(),
+                .table_rows = shape_.max_length,
+                .q_scale = 1.0f / std::sqrt(float(c_.head_dim()))});
     add(Attention{.q = t_.q,
                   .k = t_.k,
                   .v = t_.v,
@@ -147,13 +147,12 @@ std::vector<Operation> forward_operations(const Esm2Weights& weights, const Forw
 }
 
 std::vector<float> rope_table(uint32_t rows, uint32_t head_dim) {
-  const uint32_t half = head_dim / 2;
   std::vector<float> table(size_t(rows) * head_dim);
-  for (uint32_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(10000.0, -2.0 * i / head_dim);
+  for (uint32_t i = 0; i < head_dim; i += 2) {
+    const double frequency = std::pow(10000.0, -double(i) / head_dim);
     for (uint32_t p = 0; p < rows; ++p) {
       table[size_t(p) * head_dim + i] = float(std::cos(p * frequency));
-      table[size_t(p) * head_dim + half + i] = float(std::sin(p * frequency));
+      table[size_t(p) * head_dim + i + 1] = float(std::sin(p * frequency));
     }
   }
   return table;

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <string>
 
 #include "runtime/error.h"
@@ -9,12 +10,20 @@ namespace {
 
 enum class Kind { matrix, exact_matrix, vector, norm_weight };  // only `matrix` is stored in the model's dtype
 
+// A tensor of the file. ESM-2 is published for rotary embedding of value i of a head with value i + head_dim / 2 (the
+// half-split form), and QkvRope turns neighbours: the rows of what makes q and k change their places within each head.
+// The scores do not change with it, as those of q and k change places alike.
+struct Source {
+  std::string name;            // as published
+  uint32_t rope_head_dim = 0;  // head_dim where it makes q or k; 0: the rows stay in order
+};
+
 // One device tensor and the file's tensors that it is made of, one below the other.
 struct Part {
   Tensor* tensor;
   Kind kind;
-  std::vector<uint64_t> shape;       // of each source
-  std::vector<std::string> sources;  // published names; none: not read from the file by name
+  std::vector<uint64_t> shape;  // of each source
+  std::vector<Source> sources;  // none: not read from the file by name
 
   uint64_t source_elements() const {
     uint64_t n = 1;
@@ -30,25 +39,30 @@ std::vector<Part> layer_parts(LayerWeights& w, const Esm2Config& c, uint32_t ind
   const std::string prefix = fmt::format("esm.encoder.layer.{}.", index);
   const auto name = [&](const char* rest) { return prefix + rest; };
   const uint64_t H = c.hidden, I = c.intermediate;
+  const uint32_t d = c.head_dim();
   return {
-      {&w.attention_norm_weight, Kind::norm_weight, {H}, {name("attention.LayerNorm.weight")}},
-      {&w.attention_norm_bias, Kind::vector, {H}, {name("attention.LayerNorm.bias")}},
+      {&w.attention_norm_weight, Kind::norm_weight, {H}, {{name("attention.LayerNorm.weight")}}},
+      {&w.attention_norm_bias, Kind::vector, {H}, {{name("attention.LayerNorm.bias")}}},
       {&w.qkv_weight,
        Kind::matrix,
        {H, H},
-       {name("attention.self.query.weight"), name("attention.self.key.weight"), name("attention.self.value.weight")}},
+       {{name("attention.self.query.weight"), d},
+        {name("attention.self.key.weight"), d},
+        {name("attention.self.value.weight")}}},
       {&w.qkv_bias,
        Kind::vector,
        {H},
-       {name("attention.self.query.bias"), name("attention.self.key.bias"), name("attention.self.value.bias")}},
-      {&w.output_weight, Kind::matrix, {H, H}, {name("attention.output.dense.weight")}},
-      {&w.output_bias, Kind::vector, {H}, {name("attention.output.dense.bias")}},
-      {&w.feed_norm_weight, Kind::norm_weight, {H}, {name("LayerNorm.weight")}},
-      {&w.feed_norm_bias, Kind::vector, {H}, {name("LayerNorm.bias")}},
-      {&w.up_weight, Kind::matrix, {I, H}, {name("intermediate.dense.weight")}},
-      {&w.up_bias, Kind::vector, {I}, {name("intermediate.dense.bias")}},
-      {&w.down_weight, Kind::matrix, {H, I}, {name("output.dense.weight")}},
-      {&w.down_bias, Kind::vector, {H}, {name("output.dense.bias")}},
+       {{name("attention.self.query.bias"), d},
+        {name("attention.self.key.bias"), d},
+        {name("attention.self.value.bias")}}},
+      {&w.output_weight, Kind::matrix, {H, H}, {{name("attention.output.dense.weight")}}},
+      {&w.output_bias, Kind::vector, {H}, {{name("attention.output.dense.bias")}}},
+      {&w.feed_norm_weight, Kind::norm_weight, {H}, {{name("LayerNorm.weight")}}},
+      {&w.feed_norm_bias, Kind::vector, {H}, {{name("LayerNorm.bias")}}},
+      {&w.up_weight, Kind::matrix, {I, H}, {{name("intermediate.dense.weight")}}},
+      {&w.up_bias, Kind::vector, {I}, {{name("intermediate.dense.bias")}}},
+      {&w.down_weight, Kind::matrix, {H, I}, {{name("output.dense.weight")}}},
+      {&w.down_bias, Kind::vector, {H}, {{name("output.dense.bias")}}},
       {&w.contact_weight, Kind::vector, {c.heads}, {}},
   };
 }
@@ -56,14 +70,14 @@ std::vector<Part> layer_parts(LayerWeights& w, const Esm2Config& c, uint32_t ind
 std::vector<Part> shared_parts(Esm2Weights& w, const Esm2Config& c) {
   const uint64_t H = c.hidden, V = c.vocab;
   return {
-      {&w.embedding, Kind::exact_matrix, {V, H}, {"esm.embeddings.word_embeddings.weight"}},
-      {&w.final_norm_weight, Kind::norm_weight, {H}, {"esm.encoder.emb_layer_norm_after.weight"}},
-      {&w.final_norm_bias, Kind::vector, {H}, {"esm.encoder.emb_layer_norm_after.bias"}},
-      {&w.lm_dense_weight, Kind::matrix, {H, H}, {"lm_head.dense.weight"}},
-      {&w.lm_dense_bias, Kind::vector, {H}, {"lm_head.dense.bias"}},
-      {&w.lm_norm_weight, Kind::norm_weight, {H}, {"lm_head.layer_norm.weight"}},
-      {&w.lm_norm_bias, Kind::vector, {H}, {"lm_head.layer_norm.bias"}},
-      {&w.lm_bias, Kind::vector, {V}, {"lm_head.bias"}},
+      {&w.embedding, Kind::exact_matrix, {V, H}, {{"esm.embeddings.word_embeddings.weight"}}},
+      {&w.final_norm_weight, Kind::norm_weight, {H}, {{"esm.encoder.emb_layer_norm_after.weight"}}},
+      {&w.final_norm_bias, Kind::vector, {H}, {{"esm.encoder.emb_layer_norm_after.bias"}}},
+      {&w.lm_dense_weight, Kind::matrix, {H, H}, {{"lm_head.dense.weight"}}},
+      {&w.lm_dense_bias, Kind::vector, {H}, {{"lm_head.dense.bias"}}},
+      {&w.lm_norm_weight, Kind::norm_weight, {H}, {{"lm_head.layer_norm.weight"}}},
+      {&w.lm_norm_bias, Kind::vector, {H}, {{"lm_head.layer_norm.bias"}}},
+      {&w.lm_bias, Kind::vector, {V}, {{"lm_head.bias"}}},
   };
 }
 
@@ -79,21 +93,35 @@ uint64_t lay_out(std::vector<Part>& parts, DType dtype) {
   return size;
 }
 
-// Converts `source` to the tensor's dtype and uploads it as the elements from `first` on.
-void upload(Device& device, const Tensor& tensor, uint64_t first, const TensorEntry& source) {
-  const DType from = *runtime_dtype(source.dtype);
+// The published row that becomes row `row` where heads of head_dim rows are turned in pairs of neighbours.
+uint64_t published_row(uint64_t row, uint32_t head_dim) {
+  const uint64_t i = row % head_dim;
+  return row - i + i / 2 + i % 2 * (head_dim / 2);
+}
+
+// Converts `entry` to the tensor's dtype and uploads it as the elements from `first` on.
+void upload(Device& device, const Tensor& tensor, uint64_t first, const TensorEntry& entry, uint32_t rope_head_dim) {
+  const DType from = *runtime_dtype(entry.dtype);
   const uint64_t width = size_of(tensor.dtype);
-  device.upload(*tensor.buffer, tensor.offset + first * width, source.elements() * width,
+  const uint64_t run = rope_head_dim ? entry.elements() / entry.shape[0] : entry.elements();  // stays together
+  device.upload(*tensor.buffer, tensor.offset + first * width, entry.elements() * width,
                 [&](std::span<std::byte> chunk, uint64_t offset) {
-                  convert(from, source.data.data() + offset / width * size_of(from), tensor.dtype, chunk.data(),
-                          chunk.size() / width);
+                  const uint64_t begin = offset / width, end = begin + chunk.size() / width;
+                  for (uint64_t at = begin, next; at < end; at = next) {
+                    next = std::min(end, (at / run + 1) * run);
+                    const uint64_t source =
+                        rope_head_dim ? published_row(at / run, rope_head_dim) * run + at % run : at;
+                    convert(from, entry.data.data() + source * size_of(from), tensor.dtype,
+                            chunk.data() + (at - begin) * width, next - at);
+                  }
                 });
 }
 
 void upload(Device& device, const Checkpoint& checkpoint, const std::vector<Part>& parts) {
   for (const Part& part : parts)
     for (size_t i = 0; i < part.sources.size(); ++i)
-      upload(device, *part.tensor, i * part.source_elements(), checkpoint.require(part.sources[i], part.shape));
+      upload(device, *part.tensor, i * part.source_elements(), checkpoint.require(part.sources[i].name, part.shape),
+             part.sources[i].rope_head_dim);
 }
 
 void make_random(const std::vector<Part>& parts, uint32_t& seed, std::vector<Operation>& operations) {
@@ -138,10 +166,10 @@ Esm2Weights Esm2Weights::load(Device& device, const Checkpoint& checkpoint, DTyp
   }
   // Everything is looked up, and so complained about, before device memory is taken.
   for (const Part& part : shared_parts(weights, config))
-    for (const std::string& source : part.sources) checkpoint.require(source, part.shape);
+    for (const Source& source : part.sources) checkpoint.require(source.name, part.shape);
   for (uint32_t i = 0; i < config.layers; ++i)
     for (const Part& part : layer_parts(weights.layers[i], config, i))
-      for (const std::string& source : part.sources) checkpoint.require(source, part.shape);
+      for (const Source& source : part.sources) checkpoint.require(source.name, part.shape);
 
   weights.allocate(device);
   upload(device, checkpoint, shared_parts(weights, config));

@@ -14,7 +14,7 @@ namespace turboesm {
 // H = hidden, I = intermediate, V = vocab.
 struct LayerWeights {
   Tensor attention_norm_weight, attention_norm_bias;  // [H]
-  Tensor qkv_weight, qkv_bias;                        // [3H, H], [3H]: query, key and value one below the other
+  Tensor qkv_weight, qkv_bias;                        // [3H, H], [3H]: query, key and value, as QkvRope takes them
   Tensor output_weight, output_bias;                  // [H, H], [H]
   Tensor feed_norm_weight, feed_norm_bias;            // [H]
   Tensor up_weight, up_bias;                          // [I, H], [I]

@@ -53,16 +53,20 @@ bool even_if_16_bit(const Tensor& tensor, uint64_t n) { return size_of(tensor.dt
 void check_sizes(const TokenDropout&) {}
 void check_sizes(const Embed& a) { require(a.vocab > 0 && a.width % 2 == 0, a.kName, "width must be even, vocab > 0"); }
 void check_sizes(const LayerNorm& a) { require(a.width > 0 && a.width % 2 == 0, a.kName, "width must be even"); }
-void check_sizes(const Linear& a) {
-  require(a.inputs > 0 && a.inputs % 2 == 0, a.kName, "inputs must be even");
-  require(a.x.dtype == a.weight.dtype, a.kName, "x and weight must have one dtype");
-  require(even_if_16_bit(a.y, a.outputs), a.kName, "outputs must be even when y is a 16-bit type");
-  require(a.outputs <= (1u << 20), a.kName, "at most 2^20 outputs");  // a grid's width is limited
+// `outputs` of x weight^T: both kinds of product have these rules.
+void check_product(std::string_view operation, const Tensor& x, const Tensor& weight, uint32_t inputs,
+                   uint64_t outputs) {
+  require(inputs > 0 && inputs % 2 == 0, operation, "inputs must be even");
+  require(x.dtype == weight.dtype, operation, "x and weight must have one dtype");
+  require(outputs <= (1u << 20), operation, "at most 2^20 outputs");  // a grid's width is limited
 }
-void check_sizes(const RopeSplit& a) {
+void check_sizes(const Linear& a) {
+  check_product(a.kName, a.x, a.weight, a.inputs, a.outputs);
+  require(even_if_16_bit(a.y, a.outputs), a.kName, "outputs must be even when y is a 16-bit type");
+}
+void check_sizes(const QkvRope& a) {
   check_head_dim(a.kName, a.head_dim);
-  require(a.qkv.dtype == a.q.dtype && a.qkv.dtype == a.k.dtype && a.qkv.dtype == a.v.dtype, a.kName,
-          "qkv, q, k and v must have one dtype");
+  check_product(a.kName, a.x, a.weight, a.inputs, a.outputs());
 }
 void check_sizes(const Attention& a) {
   check_head_dim(a.kName, a.head_dim);

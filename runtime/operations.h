@@ -127,31 +127,35 @@ struct Linear {
   double flops() const { return 2.0 * rows * inputs * outputs; }
 };
 
-// Splits the joint projection and turns q and k by their positions (rotary embedding, Su et al. 2021, in the
-// half-split form of ESM-2), q scaled by q_scale first. For each head, with i < head_dim / 2 and p = positions[t]:
-//   (a, b) = (v[i], v[i + head_dim/2])  ->  (a cos - b sin, b cos + a sin),  cos = table[p, i], sin = table[p, half +
-//   i]
-// v is copied. Each of q, k, v is [tokens, heads x head_dim], contiguous.
-struct RopeSplit {
-  static constexpr std::string_view kName = "rope_split";
-  Tensor qkv;        // [tokens, 3, heads, head_dim] D
+// The joint projection of attention and rotary embedding (Su et al. 2021) of q and k by their positions:
+//   q = rope(q_scale x (Wq x + bq)),  k = rope(Wk x + bk),  v = Wv x + bv
+// Pairs of neighbouring values of a head are turned, with i < head_dim / 2 and p = positions[t]:
+//   (a, b) = (z[2i], z[2i + 1])  ->  (a cos - b sin, b cos + a sin),  cos = table[p, 2i], sin = table[p, 2i + 1]
+// weight is Wq, Wk and Wv, one below the other, and bias likewise. inputs is even; head_dim is a multiple of 8, at most
+// 256.
+struct QkvRope {
+  static constexpr std::string_view kName = "qkv_rope";
+  Tensor x;          // [tokens, inputs] D
+  Tensor weight;     // [3, heads, head_dim, inputs] D
+  Tensor bias;       // [3, heads, head_dim] f32
   Tensor positions;  // [tokens] i32, each in [0, table_rows)
-  Tensor table;      // [table_rows, head_dim] f32: head_dim/2 cosines, then head_dim/2 sines
-  Tensor q, k, v;    // out [tokens, heads, head_dim] D
-  uint32_t tokens = 0, heads = 0, head_dim = 0, table_rows = 0;
+  Tensor table;      // [table_rows, head_dim] f32: a cosine, its sine, the next cosine ...
+  Tensor qkv;        // out [3, tokens, heads, head_dim] any: q, then k, then v
+  uint32_t tokens = 0, inputs = 0, heads = 0, head_dim = 0, table_rows = 0;
   float q_scale = 1.0f;
+
+  uint64_t outputs() const { return 3 * uint64_t(heads) * head_dim; }
 
   template <class Visit>
   void operands(Visit&& visit) const {
-    const uint64_t size = uint64_t(tokens) * heads * head_dim;
-    visit("qkv", qkv, 3 * size, Access::read, kFloat);
+    visit("x", x, uint64_t(tokens) * inputs, Access::read, kFloat);
+    visit("weight", weight, outputs() * inputs, Access::read, kFloat);
+    visit("bias", bias, outputs(), Access::read, kF32);
     visit("positions", positions, tokens, Access::read, kI32);
     visit("table", table, uint64_t(table_rows) * head_dim, Access::read, kF32);
-    visit("q", q, size, Access::write, kFloat);
-    visit("k", k, size, Access::write, kFloat);
-    visit("v", v, size, Access::write, kFloat);
+    visit("qkv", qkv, tokens * outputs(), Access::write, kFloat);
   }
-  double flops() const { return 6.0 * tokens * heads * head_dim; }
+  double flops() const { return 2.0 * tokens * inputs * double(outputs()); }
 };
 
 // Bidirectional attention inside each sequence: out = softmax(q k^T) v per head, with an online softmax in fp32 (Dao
@@ -293,7 +297,7 @@ struct Copy {
   double flops() const { return 0; }
 };
 
-using Operation = std::variant<TokenDropout, Embed, LayerNorm, Linear, RopeSplit, Attention, PoolMean, AttentionMaps,
+using Operation = std::variant<TokenDropout, Embed, LayerNorm, Linear, QkvRope, Attention, PoolMean, AttentionMaps,
                                ContactSums, ContactAccumulate, Fill, RandomNormal, Copy>;
 
 std::string_view name_of(const Operation& operation);

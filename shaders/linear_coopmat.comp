@@ -2,6 +2,11 @@
 // y = epilogue(x weight^T + bias) + residual on matrix units; x [rows, inputs] and weight [outputs, inputs] are D
 // (fp16 or bf16), products are summed in fp32, bias [outputs] and residual [rows, outputs] are fp32, y is any.
 //
+// With HEAD_DIM the epilogue is RoPE instead: the outputs are those of q, k and v, each a third. q is scaled by
+// q_scale, pairs of neighbours of q and k are turned by their row's position, and y is [3, rows, outputs / 3].
+// positions [rows] i32, table [*, HEAD_DIM] fp32: row p has a cosine and a sine for each pair of a head at position p.
+// outputs % 24 == 0.
+//
 // A workgroup makes a tile of BM rows x BN outputs, in steps of BK inputs:
 //   global -> registers   16 bytes a thread, PREFETCH steps before they are needed, so that the loads of one step fly
 //                         while others are multiplied
@@ -26,6 +31,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "coopmat.glsl"
 #include "gelu.glsl"
+#include "rope.glsl"
 
 layout(constant_id = 3) const uint BM = 64;
 layout(constant_id = 4) const uint BN = 64;
@@ -38,6 +44,7 @@ layout(constant_id = 10) const uint PREFETCH = 1;
 layout(constant_id = 11) const uint BAND = 8;
 layout(constant_id = 12) const uint SPLITS = 1;
 layout(constant_id = 13) const uint DRAIN = 1;
+layout(constant_id = 14) const uint HEAD_DIM = 0;  // 0: no RoPE
 
 const uint HAS_BIAS = 1;
 const uint HAS_RESIDUAL = 2;
@@ -54,12 +61,15 @@ layout(push_constant, scalar) uniform Push {
   Floats bias;
   WordQuads residual;
   WordQuads y;        // may be the residual
+  Ints positions;
+  WordQuads table;
   Partials partials;  // [tiles][SPLITS][BM, BN] fp32; with SPLITS > 1
   Counters counters;  // [tiles], zeros
   uint rows;
   uint inputs;
   uint outputs;
   uint flags;
+  float q_scale;
 } push;
 
 const uint SM = BM / WM;
@@ -87,6 +97,7 @@ uvec4 staged_weight[PREFETCH * WEIGHT_COPIES];
 uint x_offset[X_COPIES];  // in uvec4, of this thread's element in the first step
 uint weight_offset[WEIGHT_COPIES];
 shared uint arrived;  // workgroups of this tile that were here before
+shared uint angles_of[HEAD_DIM != 0 ? BM : 1];  // where in `table` each row's cosines and sines begin, in uvec4
 Sums sums[FM * FN];
 
 // First row and first output of this workgroup's tile.
@@ -160,19 +171,39 @@ vec4 load_bias(uint column) {
               push.bias.at[min(column + 2, last)], push.bias.at[min(column + 3, last)]);
 }
 
-// The residual of four neighbouring outputs at [row, column] of y, where rows of y are aligned to them. To be asked for
-// ahead of its use, and of stores that it could not pass.
-vec4 load_residual(uvec2 at) {
-  if ((push.flags & HAS_RESIDUAL) == 0 || push.outputs % FOURS != 0) return vec4(0.0);
+// Where each of the tile's rows finds its angles. Well ahead of the epilogue, which then need not wait for two loads in
+// a row; the barriers of the first step show the result to all.
+void find_angles(uint row0) {
+  for (uint row = gl_LocalInvocationIndex; row < BM; row += THREADS) {
+    angles_of[row] = uint(push.positions.at[min(row0 + row, push.rows - 1)]) * (HEAD_DIM / FOURS);
+  }
+}
+
+// What the epilogue of four neighbouring outputs at [row, column] of the product takes from memory: their residual,
+// where rows of y are aligned to them, or the cosines and sines of their two pairs. To be asked for ahead of its use,
+// and of stores that it could not pass.
+vec4 load_epilogue_operand(uvec2 at) {
   if (at.x >= push.rows || at.y >= push.outputs) return vec4(0.0);
+  if (HEAD_DIM != 0) {
+    if (at.y >= 2 * (push.outputs / 3)) return vec4(0.0);  // v is not turned
+    return uintBitsToFloat(push.table.at[angles_of[at.x % BM] + at.y % HEAD_DIM / FOURS]);
+  }
+  if ((push.flags & HAS_RESIDUAL) == 0 || push.outputs % FOURS != 0) return vec4(0.0);
   return uintBitsToFloat(push.residual.at[at.x * (push.outputs / FOURS) + at.y / FOURS]);
 }
 
-// Four neighbouring outputs of a row: epilogue and store.
-void finish(uint row, uint column, vec4 value, vec4 residual) {
-  const uint at = row * (push.outputs / FOURS) + column / FOURS;  // in fours
-  if ((push.flags & HAS_GELU) != 0) value = vec4(gelu(value.x), gelu(value.y), gelu(value.z), gelu(value.w));
-  value += residual;
+// Four neighbouring outputs of a row: epilogue and store. `operand` is load_epilogue_operand()'s.
+void finish(uint row, uint column, vec4 value, vec4 operand) {
+  uint at = row * (push.outputs / FOURS) + column / FOURS;  // in fours
+  if (HEAD_DIM != 0) {
+    const uint width = push.outputs / 3;
+    at = place_in_qkv(push.rows, width / FOURS, row, column / FOURS);
+    if (column < width) value *= push.q_scale;
+    if (column < 2 * width) value = vec4(turn(value.xy, operand.xy), turn(value.zw, operand.zw));
+  } else {
+    if ((push.flags & HAS_GELU) != 0) value = vec4(gelu(value.x), gelu(value.y), gelu(value.z), gelu(value.w));
+    value += operand;
+  }
   if ((push.flags & Y_IS_F32) != 0) {
     push.y.at[at] = floatBitsToUint(value);
   } else {
@@ -204,11 +235,11 @@ void store_slice(uint i, uint slice) {
   }
 }
 
-// Four neighbouring outputs, bias added, at [row, column] of y.
-void finish_at(uvec2 at, vec4 value, vec4 residual) {
+// Four neighbouring outputs, bias added, at [row, column] of the product.
+void finish_at(uvec2 at, vec4 value, vec4 operand) {
   if (at.x >= push.rows || at.y >= push.outputs) return;
-  if (push.outputs % FOURS == 0) {
-    finish(at.x, at.y, value, residual);
+  if (HEAD_DIM != 0 || push.outputs % FOURS == 0) {
+    finish(at.x, at.y, value, operand);
   } else {
     finish_unaligned(at.x, at.y, value);
   }
@@ -224,7 +255,7 @@ void store_partial(uint row, uint column, vec4 value) {
   push.partials.at[first + row * (BN / FOURS) + column / FOURS] = floatBitsToUint(value);
 }
 
-// Where in y the tile's four outputs number `item` lie.
+// Where in the product the tile's four outputs number `item` lie.
 uvec2 place_of(uvec2 origin, uint item) { return origin + uvec2(item / (BN / FOURS), item % (BN / FOURS) * FOURS); }
 
 // A barrier of this workgroup that orders its accesses to buffers with those of other workgroups.
@@ -249,20 +280,20 @@ void finish_shared_tile(uvec2 origin) {
   const uint AT_ONCE = 4;
   for (uint begin = gl_LocalInvocationIndex; begin < TILE_FOURS; begin += AT_ONCE * THREADS) {
     vec4 value[AT_ONCE];
-    vec4 residual[AT_ONCE];
+    vec4 operand[AT_ONCE];
     [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
       const uint item = begin + i * THREADS;
       value[i] = bias;
-      residual[i] = vec4(0.0);
+      operand[i] = vec4(0.0);
       if (item >= TILE_FOURS) continue;
-      residual[i] = load_residual(place_of(origin, item));
+      operand[i] = load_epilogue_operand(place_of(origin, item));
       [[unroll]] for (uint split = 0; split < SPLITS; ++split) {
         value[i] += uintBitsToFloat(push.partials.at[first + split * TILE_FOURS + item]);
       }
     }
     [[unroll]] for (uint i = 0; i < AT_ONCE; ++i) {
       const uint item = begin + i * THREADS;
-      if (item < TILE_FOURS) finish_at(place_of(origin, item), value[i], residual[i]);
+      if (item < TILE_FOURS) finish_at(place_of(origin, item), value[i], operand[i]);
     }
   }
 }
@@ -284,9 +315,9 @@ void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
   const uvec2 corner = uvec2(place / WN * SM, place % WN * SN);
   const uint own_slice = (depth * WM * WN + place) * SLICE;
   [[dont_unroll]] for (uint i = 0; i < FM; i += DRAIN) {
-    vec4 residual[ITEMS];
+    vec4 operand[ITEMS];
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
-      residual[n] = SPLITS == 1 ? load_residual(origin + corner + item_place(i, n, depth)) : vec4(0.0);
+      operand[n] = SPLITS == 1 ? load_epilogue_operand(origin + corner + item_place(i, n, depth)) : vec4(0.0);
     }
     barrier();  // nobody reads the tile, or the slices of the rows before, any more
     store_slice(i, own_slice);
@@ -301,7 +332,7 @@ void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
         value += uintBitsToFloat(tile[(k * WM * WN + place) * SLICE + at]);
       }
       if (SPLITS == 1) {
-        finish_at(origin + corner + within, value, residual[n]);
+        finish_at(origin + corner + within, value, operand[n]);
       } else {
         store_partial(corner.x + within.x, corner.y + within.y, value);
       }
@@ -326,6 +357,7 @@ void main() {
   [[unroll]] for (uint i = 0; i < FM * FN; ++i) sums[i] = Sums(0.0);
   find_offsets(origin);
   [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) load_step(begin + slot, end, slot);
+  if (HEAD_DIM != 0) find_angles(origin.x);
   for (uint first = begin; first < end; first += PREFETCH) {
     [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) {
       // Past the last step, in a last round of fewer than PREFETCH steps, everything is zeros.

@@ -51,6 +51,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 uint64_t blocks_of(uint64_t count, uint64_t block) { return (count + block - 1) / block; }
+uint64_t product_tiles(uint64_t rows, uint64_t outputs) {
+  return blocks_of(rows, kProductRows) * blocks_of(outputs, kProductOutputs);
+}
 
 // Runs one operation with its items spread over the pool. The grain keeps pieces of cheap items large.
 class Runner {
@@ -60,10 +63,8 @@ class Runner {
   void operator()(const TokenDropout& a) const { spread(a, kernels_.token_dropout, a.sequences, 16); }
   void operator()(const Embed& a) const { spread(a, kernels_.embed, a.tokens, 64); }
   void operator()(const LayerNorm& a) const { spread(a, kernels_.layer_norm, a.rows, 32); }
-  void operator()(const Linear& a) const {
-    spread(a, kernels_.linear, blocks_of(a.rows, kLinearRows) * blocks_of(a.outputs, kLinearOutputs), 1);
-  }
-  void operator()(const RopeSplit& a) const { spread(a, kernels_.rope_split, a.tokens, 32); }
+  void operator()(const Linear& a) const { spread(a, kernels_.linear, product_tiles(a.rows, a.outputs), 1); }
+  void operator()(const QkvRope& a) const { spread(a, kernels_.qkv_rope, product_tiles(a.tokens, a.outputs()), 1); }
   void operator()(const Attention& a) const {
     spread(a, kernels_.attention, uint64_t(a.sequences) * a.heads * blocks_of(a.max_length, kQueryBlock), 1);
   }

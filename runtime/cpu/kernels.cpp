@@ -226,63 +226,88 @@ void layer_norm(const LayerNorm& a, Range rows) {
 // result the same wherever it stands.
 constexpr uint64_t kRowGroup = 8;
 
-void linear(const Linear& a, Range tiles) {
+// A tile of a product x weight^T: rows row .. row + rows of it, outputs output .. output + outputs.
+struct ProductTile {
+  uint64_t row = 0, output = 0, rows = 0, outputs = 0;
+  float* values = nullptr;  // [rows, outputs], in scratch memory of this thread, until its next tile
+};
+
+// Tile number `tile` of x [rows, inputs] times weight [outputs, inputs], transposed; output tiles innermost.
+ProductTile multiply(const Tensor& x, const Tensor& weight, uint64_t rows, uint64_t inputs, uint64_t outputs,
+                     uint64_t tile) {
   static thread_local Scratch x_scratch, weight_scratch, product_scratch;
-  const uint64_t output_tiles = (a.outputs + kLinearOutputs - 1) / kLinearOutputs;
+  const uint64_t output_tiles = (outputs + kProductOutputs - 1) / kProductOutputs;
+  ProductTile t{.row = tile / output_tiles * kProductRows, .output = tile % output_tiles * kProductOutputs};
+  t.rows = min_of(kProductRows, rows - t.row);
+  t.outputs = min_of(kProductOutputs, outputs - t.output);
+  const uint64_t padded = round_up(t.rows, kRowGroup);
+
+  uint64_t x_stride = 0, weight_stride = 0;
+  const float* x_rows =
+      rows_as_f32(x, t.row, t.rows, padded, inputs, inputs, 0, x_scratch.get(padded * inputs), x_stride);
+  const float* weight_rows = rows_as_f32(weight, t.output, t.outputs, t.outputs, inputs, inputs, 0,
+                                         weight_scratch.get(t.outputs * inputs), weight_stride);
+  t.values = product_scratch.get(padded * t.outputs);
+  const auto size = [](uint64_t n) { return Eigen::Index(n); };
+  MutableMap(t.values, size(padded), size(t.outputs), Stride(size(t.outputs))).noalias() =
+      ConstMap(x_rows, size(padded), size(inputs), Stride(size(x_stride))) *
+      ConstMap(weight_rows, size(t.outputs), size(inputs), Stride(size(weight_stride))).transpose();
+  return t;
+}
+
+// values[i] += the bias of output `output` + i.
+void add_bias(const Tensor& bias, uint64_t output, uint64_t outputs, float* values) {
+  const float* b = as<const float>(bias) + output;
+  for (uint64_t i = 0; i < outputs; ++i) values[i] += b[i];
+}
+
+void linear(const Linear& a, Range tiles) {
   for (uint64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const uint64_t row = tile / output_tiles * kLinearRows, output = tile % output_tiles * kLinearOutputs;
-    const uint64_t rows = min_of(kLinearRows, a.rows - row), outputs = min_of(kLinearOutputs, a.outputs - output);
-    const uint64_t padded = round_up(rows, kRowGroup), k = a.inputs;
-
-    uint64_t x_stride = 0, weight_stride = 0;
-    const float* x = rows_as_f32(a.x, row, rows, padded, k, k, 0, x_scratch.get(padded * k), x_stride);
-    const float* weight =
-        rows_as_f32(a.weight, output, outputs, outputs, k, k, 0, weight_scratch.get(outputs * k), weight_stride);
-    float* product = product_scratch.get(padded * outputs);
-    const auto size = [](uint64_t n) { return Eigen::Index(n); };
-    MutableMap(product, size(padded), size(outputs), Stride(size(outputs))).noalias() =
-        ConstMap(x, size(padded), size(k), Stride(size(x_stride))) *
-        ConstMap(weight, size(outputs), size(k), Stride(size(weight_stride))).transpose();
-
-    for (uint64_t r = 0; r < rows; ++r) {
-      float* y = product + r * outputs;
-      const uint64_t first = (row + r) * a.outputs + output;
-      if (a.bias) {
-        const float* bias = as<const float>(a.bias) + output;
-        for (uint64_t i = 0; i < outputs; ++i) y[i] += bias[i];
-      }
+    const ProductTile t = multiply(a.x, a.weight, a.rows, a.inputs, a.outputs, tile);
+    for (uint64_t r = 0; r < t.rows; ++r) {
+      float* y = t.values + r * t.outputs;
+      const uint64_t first = (t.row + r) * a.outputs + t.output;
+      if (a.bias) add_bias(a.bias, t.output, t.outputs, y);
       if (a.gelu)
-        for (uint64_t i = 0; i < outputs; ++i) y[i] = gelu(y[i]);
+        for (uint64_t i = 0; i < t.outputs; ++i) y[i] = gelu(y[i]);
       if (a.residual) {
         const float* residual = as<const float>(a.residual) + first;
-        for (uint64_t i = 0; i < outputs; ++i) y[i] += residual[i];
+        for (uint64_t i = 0; i < t.outputs; ++i) y[i] += residual[i];
       }
-      store(a.y, first, outputs, y);
+      store(a.y, first, t.outputs, y);
     }
   }
 }
 
-void rope_split(const RopeSplit& a, Range tokens) {
-  static thread_local Scratch scratch;
-  const uint64_t width = uint64_t(a.heads) * a.head_dim;
-  const uint32_t half = a.head_dim / 2;
-  float* row = scratch.get(3 * width);
-  for (uint64_t t = tokens.begin; t < tokens.end; ++t) {
-    load(a.qkv, t * 3 * width, 3 * width, row);
-    const float* cosines = as<const float>(a.table) + uint64_t(as<const int32_t>(a.positions)[t]) * a.head_dim;
-    const float* sines = cosines + half;
-    for (uint32_t head = 0; head < 2 * a.heads; ++head) {  // the heads of q, then those of k
-      float* v = row + uint64_t(head) * a.head_dim;
-      const float scale = head < a.heads ? a.q_scale : 1.0f;
-      for (uint32_t i = 0; i < half; ++i) {
-        const float x = v[i] * scale, y = v[i + half] * scale;
-        v[i] = x * cosines[i] - y * sines[i];
-        v[i + half] = y * cosines[i] + x * sines[i];
+// Scales and turns `count` values of q or k, from value `first` of a head on, by an angle for each pair. `angles` is
+// the table's row; the values may go on into the heads that follow.
+void turn(float* values, uint64_t count, uint64_t first, uint64_t head_dim, const float* angles, float scale) {
+  for (uint64_t i = 0, at = first; i < count; i += 2, at = at + 2 < head_dim ? at + 2 : 0) {
+    const float x = values[i] * scale, y = values[i + 1] * scale, cosine = angles[at], sine = angles[at + 1];
+    values[i] = x * cosine - y * sine;
+    values[i + 1] = y * cosine + x * sine;
+  }
+}
+
+void qkv_rope(const QkvRope& a, Range tiles) {
+  const uint64_t width = uint64_t(a.heads) * a.head_dim;  // of q, k and v each
+  for (uint64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+    const ProductTile t = multiply(a.x, a.weight, a.tokens, a.inputs, a.outputs(), tile);
+    for (uint64_t r = 0; r < t.rows; ++r) {
+      float* row = t.values + r * t.outputs;
+      add_bias(a.bias, t.output, t.outputs, row);
+      const uint64_t token = t.row + r, end = t.output + t.outputs;
+      const float* angles = as<const float>(a.table) + uint64_t(as<const int32_t>(a.positions)[token]) * a.head_dim;
+      // A tile may have a share in more than one of q, k and v.
+      for (uint64_t output = t.output, next; output < end; output = next) {
+        const uint64_t part = output / width, column = output - part * width;
+        next = min_of(end, (part + 1) * width);
+        float* values = row + (output - t.output);
+        if (part < 2)
+          turn(values, next - output, column % a.head_dim, a.head_dim, angles, part == 0 ? a.q_scale : 1.0f);
+        store(a.qkv, (part * a.tokens + token) * width + column, next - output, values);
       }
     }
-    store(a.q, t * width, width, row);
-    store(a.k, t * width, width, row + width);
-    store(a.v, t * width, width, row + 2 * width);
   }
 }
 
@@ -455,7 +480,7 @@ const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT) = {
     embed,
     layer_norm,
     linear,
-    rope_split,
+    qkv_rope,
     attention,
     pool_mean,
     attention_maps,

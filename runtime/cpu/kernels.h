@@ -12,10 +12,10 @@ struct Range {
 };
 
 // Sizes of the pieces that one item stands for.
-inline constexpr uint32_t kLinearRows = 192;     // an item of Linear is a tile of this many rows ...
-inline constexpr uint32_t kLinearOutputs = 128;  // ... by this many outputs, output tiles innermost
-inline constexpr uint32_t kQueryBlock = 64;      // an item of Attention is this many queries of one head
-inline constexpr uint32_t kElementBlock = 4096;  // an item of Fill, RandomNormal and Copy
+inline constexpr uint32_t kProductRows = 192;     // an item of Linear and QkvRope is a tile of this many rows ...
+inline constexpr uint32_t kProductOutputs = 128;  // ... by this many outputs, an even number, output tiles innermost
+inline constexpr uint32_t kQueryBlock = 64;       // an item of Attention is this many queries of one head
+inline constexpr uint32_t kElementBlock = 4096;   // an item of Fill, RandomNormal and Copy
 
 // One instruction set's build of every operation; the file kernels.cpp is compiled once for each.
 struct Kernels {
@@ -24,7 +24,7 @@ struct Kernels {
   void (*embed)(const Embed&, Range tokens);
   void (*layer_norm)(const LayerNorm&, Range rows);
   void (*linear)(const Linear&, Range tiles);
-  void (*rope_split)(const RopeSplit&, Range tokens);
+  void (*qkv_rope)(const QkvRope&, Range tiles);
   void (*attention)(const Attention&, Range blocks);  // [sequences, heads, query blocks of max_length]
   void (*pool_mean)(const PoolMean&, Range sequences);
   void (*attention_maps)(const AttentionMaps&, Range rows);  // [heads, length]

@@ -73,7 +73,7 @@ constexpr LinearTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per wo
 constexpr bool fits(const LinearTile& tile) { return tile.threads() <= 256 && tile.shared_bytes() <= 32768; }
 static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile) && fits(kSoftwareTile));
 
-const LinearTile& linear_tile(const Linear& a, const Traits& traits) {
+const LinearTile& linear_tile(const Product& a, const Traits& traits) {
   if (traits.software) return kSoftwareTile;
   if (a.rows <= kFewRows.bm || a.outputs <= kFewRows.bn) return kFewRows;
   constexpr uint32_t kUnknownUnits = 32;
@@ -100,35 +100,29 @@ Dispatch lower_narrow(const Linear& a) {
       Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.outputs, bool(a.bias)});
 }
 
-Dispatch lower_one(const Linear& a, const Traits& traits) {
-  if (is_narrow(a)) return lower_narrow(a);
-  if (auto matrix = lower_matrix_linear(a, traits)) return *matrix;
+Dispatch lower_product(const Product& a, const Traits& traits) {
+  if (auto matrix = lower_matrix_product(a, traits)) return *matrix;
   struct Push {
-    uint64_t x, weight, bias, residual, y;
+    uint64_t x, weight, bias, residual, y, positions, table;
     uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
+    float q_scale;
   };
   const LinearTile& tile = linear_tile(a, traits);
   const bool by_fours = a.inputs % 4 == 0;
-  return dispatch(
-      "linear",
-      {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm, tile.tn},
-      {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1},
-      Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual), address_of(a.y), a.rows,
-           a.inputs, a.outputs, bool(a.bias), bool(a.residual), a.gelu});
+  return dispatch("linear",
+                  {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm,
+                   tile.tn, a.head_dim},
+                  {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1},
+                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
+                       address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
+                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale});
 }
 
-Dispatch lower_one(const RopeSplit& a, const Traits&) {
-  struct Push {
-    uint64_t qkv, positions, table, q, k, v;
-    uint32_t tokens, heads, head_dim;
-    float q_scale;
-  };
-  constexpr uint32_t kThreads = 128;
-  const uint64_t items = uint64_t(a.tokens) * a.heads * (a.head_dim / 8);
-  return dispatch("rope_split", {id_of(a.qkv.dtype)}, {capped(ceil_div(items, kThreads)), 1, 1},
-                  Push{address_of(a.qkv), address_of(a.positions), address_of(a.table), address_of(a.q),
-                       address_of(a.k), address_of(a.v), a.tokens, a.heads, a.head_dim, a.q_scale});
+Dispatch lower_one(const Linear& a, const Traits& traits) {
+  return is_narrow(a) ? lower_narrow(a) : lower_product(Product(a), traits);
 }
+
+Dispatch lower_one(const QkvRope& a, const Traits& traits) { return lower_product(Product(a), traits); }
 
 // How attention.comp divides its work, for one head_dim.
 struct AttentionTile {

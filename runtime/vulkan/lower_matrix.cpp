@@ -36,7 +36,7 @@ bool addressable(uint64_t elements, uint32_t per_vector) {
   return elements / per_vector <= std::numeric_limits<uint32_t>::max();
 }
 
-uint64_t workgroups(const Linear& op, const LinearTile& tile, uint32_t splits) {
+uint64_t workgroups(const Product& op, const LinearTile& tile, uint32_t splits) {
   return uint64_t(divide_up(op.rows, tile.bm)) * divide_up(op.outputs, tile.bn) * splits;
 }
 
@@ -57,7 +57,8 @@ uint32_t matrix_subgroup_size(const Traits& traits) {
 uint32_t shared_bytes(const LinearTile& tile) {
   const uint32_t steps = tile.stages * (tile.bm + tile.bn) * (tile.bk / kEights + 1);
   const uint32_t slices = tile.wm * tile.wn * tile.wk * tile.drain * kMatrix * (tile.bn / tile.wn / kFours + 1);
-  return (std::max(steps, slices) + 1) * kVectorBytes;  // and the count of workgroups that were there before
+  // And the rows' places in RoPE's table, and the count of workgroups that were there before.
+  return (std::max(steps, slices) + divide_up(tile.bm, kFours) + 1) * kVectorBytes;
 }
 
 uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
@@ -67,9 +68,9 @@ uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
   return std::max(queries, blocks) * kVectorBytes;
 }
 
-bool suits(const Linear& op, const Traits& traits) {
+bool suits(const Product& op, const Traits& traits) {
   const bool f32_result = op.y.dtype == DType::f32;
-  return has_matrix_unit(op.x.dtype, traits) && op.rows > 0 && op.weight.dtype == op.x.dtype &&
+  return has_matrix_unit(op.x.dtype, traits) && op.rows > 0 && op.outputs > 0 && op.weight.dtype == op.x.dtype &&
          op.inputs % kEights == 0 && (f32_result || op.outputs % kFours == 0) &&
          addressable(uint64_t(op.rows) * op.inputs, kEights) &&
          addressable(uint64_t(op.outputs) * op.inputs, kEights) &&
@@ -85,7 +86,7 @@ bool suits(const Attention& op, const Traits& traits) {
 
 // Microseconds that the product takes on an H200, fitted to the same measurements; on other devices only the order
 // matters. A workgroup alone is bound by the latency of its steps, a full device by products and copies.
-double cost(const Linear& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
+double cost(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
   constexpr double kLaunch = 6.5, kJoin = 0.95;               // of a dispatch; of the last workgroup's additions
   constexpr double kStep = 0.38, kStepPerByte = 3.7e-6;       // of a workgroup that has a compute unit to itself
   constexpr double kPerProduct = 0.25e-6, kPerByte = 9.1e-6;  // of a compute unit with enough workgroups
@@ -128,7 +129,7 @@ bool fits(const LinearTile& tile, const Traits& traits) {
          tile.bn % row_step == 0;
 }
 
-uint32_t max_splits(const Linear& op, const Traits& traits, const LinearTile& tile) {
+uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& tile) {
   const uint64_t tiles = workgroups(op, tile, 1);
   if (tiles > kCounters || traits.scratch_bytes <= kCounters * sizeof(uint32_t)) return 1;
   const uint64_t room =
@@ -137,10 +138,11 @@ uint32_t max_splits(const Linear& op, const Traits& traits, const LinearTile& ti
   return uint32_t(std::clamp<uint64_t>(room, 1, std::max(1u, steps / 2)));
 }
 
-Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
+Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
   struct Push {
-    uint64_t x, weight, bias, residual, y, partials, counters;
+    uint64_t x, weight, bias, residual, y, positions, table, partials, counters;
     uint32_t rows, inputs, outputs, flags;
+    float q_scale;
   };
   enum : uint32_t { kHasBias = 1, kHasResidual = 2, kHasGelu = 4, kResultIsF32 = 8 };  // as in the shader
   const uint32_t flags = (op.bias ? kHasBias : 0u) | (op.residual ? kHasResidual : 0u) | (op.gelu ? kHasGelu : 0u) |
@@ -162,17 +164,19 @@ Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const 
                         tile.prefetch,
                         kBand,
                         splits,
-                        tile.drain};
+                        tile.drain,
+                        op.head_dim};
   dispatch.subgroup_size = subgroup;
   dispatch.uses_scratch = splits > 1;
   dispatch.groups = {divide_up(op.outputs, tile.bn), divide_up(op.rows, tile.bm), splits};
   dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
-                         address_of(op.y), traits.scratch_address + kCounters * sizeof(uint32_t),
-                         traits.scratch_address, op.rows, op.inputs, op.outputs, flags});
+                         address_of(op.y), address_of(op.positions), address_of(op.table),
+                         traits.scratch_address + kCounters * sizeof(uint32_t), traits.scratch_address, op.rows,
+                         op.inputs, op.outputs, flags, op.q_scale});
   return dispatch;
 }
 
-std::optional<Dispatch> lower_matrix_linear(const Linear& op, const Traits& traits) {
+std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& traits) {
   if (!suits(op, traits)) return std::nullopt;
   const LinearTile* best = nullptr;
   uint32_t best_splits = 1;
@@ -189,7 +193,7 @@ std::optional<Dispatch> lower_matrix_linear(const Linear& op, const Traits& trai
     }
   }
   if (!best) return std::nullopt;
-  return lower_matrix_linear_with(op, traits, *best, best_splits);
+  return lower_matrix_product_with(op, traits, *best, best_splits);
 }
 
 std::span<const AttentionTile> attention_tiles() { return kAttentionTiles; }

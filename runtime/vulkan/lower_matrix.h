@@ -5,6 +5,7 @@
 #include <span>
 
 #include "runtime/vulkan/lower.h"
+#include "runtime/vulkan/product.h"
 
 namespace turboesm::vulkan {
 
@@ -12,11 +13,11 @@ namespace turboesm::vulkan {
 // shaders/attention_coopmat.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
 // the shapes do not fit; the plain kernels then do the work.
 //
-// A linear layer's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
+// A product's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
 // and without splits agree to the bit. Attention agrees to the bit whatever else is in the batch.
 
 // Needs inputs % 8 == 0, and outputs % 4 == 0 unless y is f32.
-std::optional<Dispatch> lower_matrix_linear(const Linear& op, const Traits& traits);
+std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& traits);
 
 // Needs head_dim <= 128 and a 16-bit `out`.
 std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits& traits);
@@ -33,8 +34,8 @@ struct LinearTile {
 // `splits` workgroups a tile. Splits need scratch memory: at most max_splits() of it.
 std::span<const LinearTile> linear_tiles();
 bool fits(const LinearTile& tile, const Traits& traits);
-uint32_t max_splits(const Linear& op, const Traits& traits, const LinearTile& tile);
-Dispatch lower_matrix_linear_with(const Linear& op, const Traits& traits, const LinearTile& tile, uint32_t splits);
+uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& tile);
+Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits);
 
 // How attention_coopmat.comp cuts up its work: 16 queries for each subgroup, against blocks of `keys` keys.
 struct AttentionTile {

@@ -9,43 +9,6 @@
 namespace turboesm::conformance {
 namespace {
 
-// ---- rope_split -----------------------------------------------------------------------------------------------------
-
-// cos/sin table of ESM-2: [rows, head_dim], head_dim/2 cosines, then head_dim/2 sines.
-std::vector<float> rope_table(uint32_t rows, uint32_t head_dim) {
-  std::vector<float> table(uint64_t(rows) * head_dim);
-  const uint32_t half = head_dim / 2;
-  for (uint32_t p = 0; p < rows; ++p)
-    for (uint32_t i = 0; i < half; ++i) {
-      const double angle = p * std::pow(10000.0, -double(i) / half);
-      table[uint64_t(p) * head_dim + i] = float(std::cos(angle));
-      table[uint64_t(p) * head_dim + half + i] = float(std::sin(angle));
-    }
-  return table;
-}
-
-void add_rope_split(Harness& harness, DType dtype, uint32_t tokens, uint32_t heads, uint32_t head_dim) {
-  harness.add(fmt::format("{} tokens, {} heads of {}", tokens, heads, head_dim), [&](Case& c) -> Operation {
-    Rng& rng = harness.rng();
-    const uint64_t size = uint64_t(tokens) * heads * head_dim;
-    const uint32_t table_rows = 1 + rng.below(2000);
-    const Tolerance tolerance = rounded(dtype, size, 5e-7);
-    return RopeSplit{.qkv = c.input(dtype, rng.normals(3 * size)),
-                     .positions = c.input(rng.integers(tokens, 0, int32_t(table_rows))),
-                     .table = c.input(DType::f32, rope_table(table_rows, head_dim)),
-                     .q = c.output(dtype, size, tolerance),
-                     .k = c.output(dtype, size, tolerance),
-                     .v = c.output(dtype, size, kExact),
-                     .tokens = tokens,
-                     .heads = heads,
-                     .head_dim = head_dim,
-                     .table_rows = table_rows,
-                     .q_scale = rng.coin() ? 1 / std::sqrt(float(head_dim)) : 1.0f};
-  });
-}
-
-// ---- attention ------------------------------------------------------------------------------------------------------
-
 // What the scores q.k look like.
 enum class Scores {
   usual,   // N(0, 1)
@@ -152,21 +115,6 @@ void for_each_head_dim(Visit&& visit) {
 }
 
 }  // namespace
-
-TEST_CASE("rope_split agrees with the oracle", "[conformance]") {
-  conform(3, Units::any, [](Harness& harness) {
-    Rng& rng = harness.rng();
-    for (const DType dtype : kFloatTypes) {
-      for_each_head_dim([&](uint32_t head_dim) {
-        for (const uint32_t tokens : kAwkwardLengths)
-          add_rope_split(harness, dtype, tokens, rng.pick({1u, 2u, 3u, 5u, 20u}), head_dim);
-        add_rope_split(harness, dtype, rng.pick(kLongLengths), 2, head_dim);
-      });
-      add_rope_split(harness, dtype, kManyRows, 1, 8);
-      add_rope_split(harness, dtype, 0, 1, 16);
-    }
-  });
-}
 
 TEST_CASE("attention agrees with the oracle", "[conformance]") {
   conform(4, Units::matrix_cores_too, [](Harness& harness) {

@@ -102,6 +102,12 @@ Tolerance rounded(DType stored, uint64_t count, double fp32_error, double scale)
   return {relative, scale, std::max(8.0, 2 * ulp / relative)};
 }
 
+double product_error(const Harness& harness, DType dtype, uint32_t inputs) {
+  // Matrix units add the products of a step at once and may cut off what the sum so far is too large for, where fp32
+  // rounds to nearest: NVIDIA's keep about the same number of bits but lose on average half of the last one per step.
+  return harness.on_matrix_cores(dtype) ? 8 * sum_error(inputs) : sum_error(inputs);
+}
+
 // ---- Case -----------------------------------------------------------------------------------------------------------
 
 Tensor Case::input(DType dtype, std::span<const float> values) {

@@ -111,6 +111,9 @@ class Harness {
 
 enum class Units { any, matrix_cores_too };
 
+// sum_error() of a product's outputs on the harness's device, for operands of this type.
+double product_error(const Harness& harness, DType dtype, uint32_t inputs);
+
 // Adds cases to a harness for the device under test and runs them; with Units::matrix_cores_too on a device that has
 // such units a second time without them.
 void conform(uint32_t seed, Units units, const std::function<void(Harness&)>& add_cases);

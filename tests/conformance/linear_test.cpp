@@ -24,12 +24,6 @@ struct Epilogue {
 
 Epilogue random_epilogue(Rng& rng) { return {rng.coin(), rng.coin(), rng.coin(), rng.coin()}; }
 
-// Matrix units add the products of a step at once and may cut off what the sum so far is too large for, where fp32
-// rounds to nearest: NVIDIA's keep about the same number of bits but lose on average half of the last one per step.
-double fp32_error(const Harness& harness, DType dtype, uint32_t inputs) {
-  return harness.on_matrix_cores(dtype) ? 8 * sum_error(inputs) : sum_error(inputs);
-}
-
 void add_linear(Harness& harness, Types types, Shape shape, Epilogue epilogue) {
   const uint32_t rows = shape.rows, inputs = shape.inputs, outputs = shape.outputs;
   const bool in_place = epilogue.residual && epilogue.in_place && types.out == DType::f32;
@@ -42,7 +36,7 @@ void add_linear(Harness& harness, Types types, Shape shape, Epilogue epilogue) {
   harness.add(what, [&](Case& c) -> Operation {
     Rng& rng = harness.rng();
     // Sums of about 1, which bias, residual and their own signs may cancel.
-    const Tolerance tolerance = rounded(types.out, count, fp32_error(harness, types.in, inputs), 1);
+    const Tolerance tolerance = rounded(types.out, count, product_error(harness, types.in, inputs), 1);
     const Tensor y = in_place ? c.in_out(rng.normals(count), tolerance) : c.output(types.out, count, tolerance);
     return Linear{.x = c.input(types.in, rng.normals(uint64_t(rows) * inputs)),
                   .weight = c.input(types.in, rng.normals(uint64_t(outputs) * inputs, 1 / std::sqrt(float(inputs)))),

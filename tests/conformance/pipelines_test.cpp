@@ -75,11 +75,17 @@ class Builder {
     add(Linear{tensor(dtype, rows * 66), tensor(dtype, 34 * 66), f32(34), {}, f32(rows * 34), rows, 66, 34, false});
   }
 
+  void add_qkv_rope(DType dtype, uint32_t tokens, uint32_t heads, uint32_t head_dim) {
+    const uint32_t inputs = 1280, outputs = 3 * heads * head_dim;
+    for (const DType out : {dtype, DType::f16})
+      add(QkvRope{tensor(dtype, tokens * inputs), tensor(dtype, outputs * inputs), f32(outputs), i32(tokens),
+                  f32(1024 * head_dim), tensor(out, tokens * outputs), tokens, inputs, heads, head_dim, 1024});
+  }
+
   void add_attention(DType dtype, uint32_t head_dim) {
     const uint32_t heads = 20, length = 512;
     const Tensor values = tensor(dtype, uint64_t(kTokens) * heads * head_dim);
-    const Tensor qkv = tensor(dtype, 3 * uint64_t(128) * heads * head_dim);
-    add(RopeSplit{qkv, i32(128), f32(1024 * head_dim), values, values, values, 128, heads, head_dim, 1024});
+    for (const uint32_t tokens : {16u, 147u, kTokens}) add_qkv_rope(dtype, tokens, 480 / head_dim, head_dim);
     for (const uint32_t longest : {1u, 70u, kTokens})
       add(Attention{values, values, values, i32(5), values, kTokens, 4, heads, head_dim, longest});
     add(AttentionMaps{values, values, f32(uint64_t(heads) * length * length), kTokens, 0, length, heads, head_dim});

@@ -112,27 +112,28 @@ void run(const Linear& a, Image image) {
   store(image, a.y, y);
 }
 
-void run(const RopeSplit& a, Image image) {
-  const uint64_t width = uint64_t(a.heads) * a.head_dim, half = a.head_dim / 2;
-  const Values qkv = load(image, a.qkv, 3 * width * a.tokens);
+void run(const QkvRope& a, Image image) {
+  const uint64_t outputs = a.outputs();
+  const Values x = load(image, a.x, uint64_t(a.tokens) * a.inputs);
+  const Values weight = load(image, a.weight, outputs * a.inputs), bias = load(image, a.bias, outputs);
   const Values table = load(image, a.table, uint64_t(a.table_rows) * a.head_dim);
   const auto positions = load_integers(image, a.positions, a.tokens);
-  Values parts[3] = {Values(width * a.tokens), Values(width * a.tokens), Values(width * a.tokens)};
-  for (uint64_t t = 0; t < a.tokens; ++t)
-    for (uint64_t part = 0; part < 3; ++part)
+  Values qkv;
+  qkv.reserve(outputs * a.tokens);
+  for (uint64_t part = 0; part < 3; ++part)
+    for (uint64_t t = 0; t < a.tokens; ++t)
       for (uint64_t h = 0; h < a.heads; ++h)
-        for (uint64_t i = 0; i < half; ++i) {
-          const double* from = &qkv[(3 * t + part) * width + h * a.head_dim + i];
-          double* to = &parts[part][t * width + h * a.head_dim + i];
-          const double* angles = &table[uint64_t(positions[t]) * a.head_dim + i];
+        for (uint64_t i = 0; i < a.head_dim; i += 2) {
+          const uint64_t n = (part * a.heads + h) * a.head_dim + i;
+          const double even = dot(&x[t * a.inputs], &weight[n * a.inputs], a.inputs) + bias[n];
+          const double odd = dot(&x[t * a.inputs], &weight[(n + 1) * a.inputs], a.inputs) + bias[n + 1];
+          const double* angle = &table[uint64_t(positions[t]) * a.head_dim + i];
           const double scale = part == 0 ? double(a.q_scale) : 1.0;
-          const double cosine = part == 2 ? 1 : angles[0], sine = part == 2 ? 0 : angles[half];
-          to[0] = scale * (from[0] * cosine - from[half] * sine);
-          to[half] = scale * (from[half] * cosine + from[0] * sine);
+          const double cosine = part == 2 ? 1 : angle[0], sine = part == 2 ? 0 : angle[1];
+          qkv.push_back(scale * (even * cosine - odd * sine));
+          qkv.push_back(scale * (odd * cosine + even * sine));
         }
-  store(image, a.q, parts[0]);
-  store(image, a.k, parts[1]);
-  store(image, a.v, parts[2]);
+  store(image, a.qkv, qkv);
 }
 
 void run(const Attention& a, Image image) {

@@ -38,6 +38,21 @@ Linear linear(DType in, DType out, uint32_t rows, uint32_t inputs, uint32_t outp
           .outputs = outputs};
 }
 
+QkvRope qkv_rope(DType in, DType out, uint32_t head_dim) {
+  const uint32_t tokens = 10, inputs = 6, heads = 2, outputs = 3 * heads * head_dim;
+  return {.x = tensor(tokens * inputs, in),
+          .weight = tensor(outputs * inputs, in),
+          .bias = tensor(outputs),
+          .positions = tensor(tokens, DType::i32),
+          .table = tensor(100 * head_dim),
+          .qkv = tensor(tokens * outputs, out),
+          .tokens = tokens,
+          .inputs = inputs,
+          .heads = heads,
+          .head_dim = head_dim,
+          .table_rows = 100};
+}
+
 Attention attention(DType dtype, uint32_t head_dim) {
   const Tensor each = tensor(10 * 2 * head_dim, dtype);
   return {.q = each,
@@ -86,6 +101,8 @@ TEST_CASE("check accepts operands that fit", "[unit]") {
   CHECK_NOTHROW(check(linear(DType::bf16, DType::bf16, 3, 10, 34)));
   CHECK_NOTHROW(check(linear(DType::f32, DType::f32, 0, 10, 4)));
   CHECK_NOTHROW(check(layer_norm(5, 6)));
+  CHECK_NOTHROW(check(qkv_rope(DType::f32, DType::f16, 8)));
+  CHECK_NOTHROW(check(qkv_rope(DType::bf16, DType::f16, 24)));
   for (const uint32_t head_dim : {8u, 16u, 24u, 40u, 128u, 256u}) CHECK_NOTHROW(check(attention(DType::f16, head_dim)));
   CHECK_NOTHROW(check(Fill{.out = tensor(7), .value = 1}));
   CHECK_NOTHROW(check(copy(tensor(6, DType::bf16), tensor(6, DType::bf16))));
@@ -143,7 +160,25 @@ TEST_CASE("check refuses sizes and types that do not go together", "[unit]") {
   Linear mixed = linear(DType::f16, DType::f32, 3, 8, 4);
   mixed.weight.dtype = DType::bf16;
   check_refused(mixed, "one dtype");
-  for (const uint32_t head_dim : {0u, 4u, 20u, 264u}) check_refused(attention(DType::f16, head_dim), "head_dim");
+  for (const uint32_t head_dim : {0u, 4u, 20u, 264u}) {
+    check_refused(attention(DType::f16, head_dim), "head_dim");
+    check_refused(qkv_rope(DType::f16, DType::f16, head_dim), "head_dim");
+  }
+  QkvRope joint = qkv_rope(DType::f16, DType::f32, 16);
+  joint.weight.dtype = DType::f32;
+  check_refused(joint, "one dtype");
+  joint = qkv_rope(DType::f16, DType::f32, 16);
+  joint.inputs = 5;
+  check_refused(joint, "inputs");
+  joint = qkv_rope(DType::f16, DType::f32, 16);
+  joint.heads = 1 << 16;
+  check_refused(joint, "2^20");
+  joint = qkv_rope(DType::f16, DType::f32, 16);
+  joint.table_rows = 101;
+  check_refused(joint, "table has 1600", "1616");
+  joint = qkv_rope(DType::f16, DType::f32, 16);
+  joint.qkv.count -= 1;
+  check_refused(joint, "qkv has 959", "960");
   Attention crowded = attention(DType::f32, 8);
   crowded.sequences = 65536;
   check_refused(crowded, "65535");
@@ -172,6 +207,9 @@ TEST_CASE("work is counted in operations and bytes", "[unit]") {
   Linear with_residual = a;
   with_residual.residual = with_residual.y;
   CHECK(bytes(with_residual) == bytes(a) + 4 * 21);
+  const QkvRope joint = qkv_rope(DType::f16, DType::bf16, 8);
+  CHECK(flops(joint) == 2.0 * 10 * 6 * 48);
+  CHECK(bytes(joint) == 2 * 10 * 6 + 2 * 48 * 6 + 4 * 48 + 4 * 10 + 4 * 100 * 8 + 2 * 10 * 48);
   CHECK(flops(attention(DType::f32, 16)) == 4.0 * 100 * 2 * 16);
   CHECK(bytes(copy(tensor(100), tensor(100))) == 800);
   // The logits of a contact map are read and written.
