@@ -11,6 +11,9 @@ foreach(folder IN ITEMS runtime model)
           FILES_MATCHING PATTERN "*.h"
           PATTERN pretrained EXCLUDE PATTERN training EXCLUDE PATTERN cpu EXCLUDE PATTERN vulkan EXCLUDE)
 endforeach()
+# Shared with the shaders: runtime/kv_operations.h includes one.
+install(FILES shaders/include/kv_layout.h shaders/include/kv_scale.h
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboesm/shaders/include)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 install(EXPORT turboesmTargets NAMESPACE turboesm:: DESTINATION ${package_dir})

@@ -5,11 +5,21 @@
 
 #include "runtime/backend.h"
 #include "runtime/error.h"
+#include "runtime/operation_rules.h"
 
 namespace turboesm {
-namespace {
 
-constexpr uint32_t kMaxHeadDim = 256;
+void require(bool condition, std::string_view operation, std::string_view rule) {
+  if (!condition) throw_error(ErrorKind::usage, "[{}] {}", operation, rule);
+}
+
+void check_head_dim(std::string_view operation, uint32_t head_dim) {
+  if (head_dim == 0 || head_dim % 8 != 0 || head_dim > kMaxHeadDim)
+    throw_error(ErrorKind::usage, "[{}] head_dim is {}; it must be a multiple of 8 and at most {}", operation, head_dim,
+                kMaxHeadDim);
+}
+
+namespace {
 
 std::string names_of(uint32_t dtypes) {
   std::string names;
@@ -35,16 +45,6 @@ void check_operand(std::string_view operation, std::string_view name, const Tens
   if (elements > std::numeric_limits<int32_t>::max())
     throw_error(ErrorKind::out_of_memory, "[{}] operand {} has {} elements, more than 2^31 - 1: use a smaller batch",
                 operation, name, elements);
-}
-
-void require(bool condition, std::string_view operation, std::string_view rule) {
-  if (!condition) throw_error(ErrorKind::usage, "[{}] {}", operation, rule);
-}
-
-void check_head_dim(std::string_view operation, uint32_t head_dim) {
-  if (head_dim == 0 || head_dim % 8 != 0 || head_dim > kMaxHeadDim)
-    throw_error(ErrorKind::usage, "[{}] head_dim is {}; it must be a multiple of 8 and at most {}", operation, head_dim,
-                kMaxHeadDim);
 }
 
 bool even_if_16_bit(const Tensor& tensor, uint64_t n) { return size_of(tensor.dtype) == 4 || n % 2 == 0; }

@@ -5,33 +5,10 @@
 #include <string_view>
 #include <variant>
 
-#include "runtime/dtype.h"
+#include "runtime/kv_operations.h"
+#include "runtime/tensor.h"
 
 namespace turboesm {
-
-class Buffer;
-
-// A typed, contiguous run of elements inside a buffer: the operand of every operation. Not owning.
-struct Tensor {
-  Buffer* buffer = nullptr;
-  uint64_t offset = 0;  // bytes from the start of the buffer; a multiple of 16
-  uint64_t count = 0;   // elements
-  DType dtype = DType::f32;
-
-  explicit operator bool() const { return buffer != nullptr; }
-  uint64_t bytes() const { return count * size_of(dtype); }
-};
-
-enum class Access { read, write, read_write };
-
-// Which element types an operand may have.
-enum : uint32_t {
-  kF32 = 1u << uint32_t(DType::f32),
-  kF16 = 1u << uint32_t(DType::f16),
-  kBF16 = 1u << uint32_t(DType::bf16),
-  kI32 = 1u << uint32_t(DType::i32),
-  kFloat = kF32 | kF16 | kBF16,
-};
 
 // Every operation is plain data: it can be built, checked, counted and printed without a device. Its operands() hands
 // each operand to `visit(name, tensor, elements, access, dtypes)`; from that one declaration come the shape checks
@@ -297,8 +274,9 @@ struct Copy {
   double flops() const { return 0; }
 };
 
-using Operation = std::variant<TokenDropout, Embed, LayerNorm, Linear, QkvRope, Attention, PoolMean, AttentionMaps,
-                               ContactSums, ContactAccumulate, Fill, RandomNormal, Copy>;
+using Operation =
+    std::variant<TokenDropout, Embed, LayerNorm, Linear, QkvRope, Attention, PoolMean, AttentionMaps, ContactSums,
+                 ContactAccumulate, Fill, RandomNormal, Copy, KvAppend, KvQuery, KvAttention, Sample>;
 
 std::string_view name_of(const Operation& operation);
 

@@ -9,6 +9,7 @@
 // so polynomials stand in for them (S. Moshier's Cephes: sinf, cosf and logf, errors below 2 ulp on these ranges).
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"
+#include "random.glsl"
 
 layout(local_size_x = 256) in;
 
@@ -20,12 +21,6 @@ layout(push_constant, scalar) uniform Push {
   uint seed;
   float stddev;
 };
-
-uint pcg_hash(uint value) {
-  const uint state = value * 747796405u + 2891336453u;
-  const uint word = ((state >> ((state >> 28u) + 4u)) ^ state) * 277803737u;
-  return (word >> 22u) ^ word;
-}
 
 // ln(n 2^-24) for 1 <= n <= 2^24: n = 2^e (1 + f) with |f| small, then ln(1 + f) as a polynomial.
 float log_of_fraction(uint n) {

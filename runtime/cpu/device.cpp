@@ -79,6 +79,10 @@ class Runner {
     spread(a, kernels_.random_normal, blocks_of(a.out.count, kElementBlock), 4);
   }
   void operator()(const Copy& a) const { spread(a, kernels_.copy, blocks_of(a.destination.count, kElementBlock), 64); }
+  void operator()(const KvAppend& a) const { spread(a, kernels_.kv_append, uint64_t(a.sequences) * a.heads, 1); }
+  void operator()(const KvQuery& a) const { spread(a, kernels_.kv_query, uint64_t(a.rows) * a.heads, 16); }
+  void operator()(const KvAttention& a) const { spread(a, kernels_.kv_attention, uint64_t(a.sequences) * a.heads, 1); }
+  void operator()(const Sample& a) const { spread(a, kernels_.sample, a.sequences, 16); }
 
  private:
   template <class Args>

@@ -3,16 +3,9 @@
 // sums in an order that depends on the row's own length alone.
 #include "runtime/cpu/kernels.h"
 
-#include <cmath>
-#include <cstring>
-#include <utility>
-
-#include <Eigen/Core>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
-#include "runtime/cpu/buffer.h"
+#include "runtime/cpu/kernel_tools.h"
+#include "runtime/cpu/kv_kernels.h"
+#include "runtime/operation_rules.h"
 #include "runtime/random.h"
 #include "shaders/include/erf_coefficients.h"
 
@@ -24,12 +17,6 @@ using Stride = Eigen::OuterStride<>;
 using ConstMap = Eigen::Map<const RowMajor, Eigen::Unaligned, Stride>;
 using MutableMap = Eigen::Map<RowMajor, Eigen::Unaligned, Stride>;
 
-template <class T>
-T* as(const Tensor& tensor) {
-  return reinterpret_cast<T*>(data_of(tensor));
-}
-
-uint64_t min_of(uint64_t a, uint64_t b) { return a < b ? a : b; }
 uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
 // Sequence of a packed token: the last b with cu_seqlens[b] <= token, empty sequences skipped.
@@ -45,73 +32,6 @@ uint32_t sequence_of(const int32_t* cu_seqlens, uint32_t sequences, uint32_t tok
   return low;
 }
 
-// ---- 16-bit storage -------------------------------------------------------------------------------------------------
-
-void widen_f16(const uint16_t* source, float* destination, uint64_t count) {
-  uint64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(destination + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
-#endif
-  for (; i < count; ++i) destination[i] = f32_from_f16(source[i]);
-}
-
-void narrow_f16(const float* source, uint16_t* destination, uint64_t count) {
-  uint64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= count; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(destination + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#endif
-  for (; i < count; ++i) destination[i] = f16_from_f32(source[i]);
-}
-
-// Elements [first, first + count) of a tensor as f32.
-void load(const Tensor& tensor, uint64_t first, uint64_t count, float* destination) {
-  switch (tensor.dtype) {
-    case DType::f16: return widen_f16(as<const uint16_t>(tensor) + first, destination, count);
-    case DType::bf16: {
-      const uint16_t* source = as<const uint16_t>(tensor) + first;
-      for (uint64_t i = 0; i < count; ++i) {
-        const uint32_t bits = uint32_t(source[i]) << 16;
-        std::memcpy(destination + i, &bits, 4);
-      }
-      return;
-    }
-    default: std::memcpy(destination, as<const float>(tensor) + first, count * 4);
-  }
-}
-
-void store(const Tensor& tensor, uint64_t first, uint64_t count, const float* source) {
-  switch (tensor.dtype) {
-    case DType::f16: return narrow_f16(source, as<uint16_t>(tensor) + first, count);
-    case DType::bf16:
-      for (uint64_t i = 0; i < count; ++i) as<uint16_t>(tensor)[first + i] = bf16_from_f32(source[i]);
-      return;
-    default: std::memcpy(as<float>(tensor) + first, source, count * 4);
-  }
-}
-
-// A thread's scratch memory: grows to the largest need and stays.
-class Scratch {
- public:
-  ~Scratch() { Eigen::internal::aligned_free(data_); }
-  float* get(uint64_t floats) {
-    if (floats > capacity_) {
-      // The allocation may throw, and the thread goes on.
-      Eigen::internal::aligned_free(std::exchange(data_, nullptr));
-      capacity_ = 0;
-      data_ = static_cast<float*>(Eigen::internal::aligned_malloc(floats * sizeof(float)));
-      capacity_ = floats;
-    }
-    return data_;
-  }
-
- private:
-  float* data_ = nullptr;
-  uint64_t capacity_ = 0;
-};
-
 // Rows [first, first + count) of a [*, width] tensor with the given row stride as f32: a view when the storage is f32
 // and no row of padding is asked for, else a copy in `scratch`, its rows past `count` zero up to `padded`.
 const float* rows_as_f32(const Tensor& tensor, uint64_t first, uint64_t count, uint64_t padded, uint64_t width,
@@ -124,41 +44,6 @@ const float* rows_as_f32(const Tensor& tensor, uint64_t first, uint64_t count, u
   for (uint64_t i = 0; i < count; ++i) load(tensor, (first + i) * stride + column, width, scratch + i * width);
   for (uint64_t i = count * width; i < padded * width; ++i) scratch[i] = 0;
   return scratch;
-}
-
-// ---- Arithmetic in a fixed order ------------------------------------------------------------------------------------
-
-constexpr int kLanes = 16;
-
-template <class F>
-float sum_of(uint64_t count, F&& term) {
-  float lanes[kLanes] = {};
-  uint64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
-  for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += term(i);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
-}
-
-float max_of(const float* values, uint64_t count) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = values[0];
-  uint64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane)
-      lanes[lane] = lanes[lane] < values[i + lane] ? values[i + lane] : lanes[lane];
-  for (; i < count; ++i) lanes[0] = lanes[0] < values[i] ? values[i] : lanes[0];
-  for (int lane = 1; lane < kLanes; ++lane) lanes[0] = lanes[0] < lanes[lane] ? lanes[lane] : lanes[0];
-  return lanes[0];
-}
-
-// values = exp(values - shift), in place; returns their sum.
-float exponentiate(float* values, uint64_t count, float shift) {
-  Eigen::Map<Eigen::ArrayXf> row(values, Eigen::Index(count));
-  row = (row - shift).exp();
-  return sum_of(count, [values](uint64_t i) { return values[i]; });
 }
 
 // GELU(z) = z/2 (1 + erf(z / sqrt 2)); the error function as erf_coefficients.h states it, free of branches so that the
@@ -459,6 +344,63 @@ void random_normal(const RandomNormal& a, Range blocks) {
   });
 }
 
+// The position among the candidates of the residue that `uniform` in [0, 1) draws from softmax(scores / temperature),
+// cut to the likeliest that together reach top_p; the likeliest one at temperature 0. Of equals the first comes first.
+uint32_t draw(const float* scores, uint32_t count, float temperature, float top_p, float uniform) {
+  float weights[kMaxCandidates];
+  uint32_t order[kMaxCandidates];  // by weight, descending
+  for (uint32_t i = 0; i < count; ++i) {
+    uint32_t place = i;
+    for (; place > 0 && scores[order[place - 1]] < scores[i]; --place) order[place] = order[place - 1];
+    order[place] = i;
+  }
+  if (temperature == 0) return order[0];
+  float sum = 0, kept_sum = 0, drawn_sum = 0;
+  for (uint32_t i = 0; i < count; ++i) sum += weights[i] = std::exp((scores[i] - scores[order[0]]) / temperature);
+  uint32_t kept = 0;
+  while (kept < count && (kept == 0 || kept_sum < top_p * sum)) kept_sum += weights[order[kept++]];
+  for (uint32_t k = 0; k + 1 < kept; ++k) {
+    drawn_sum += weights[order[k]];
+    if (uniform * kept_sum < drawn_sum) return order[k];
+  }
+  return order[kept - 1];
+}
+
+void sample(const Sample& a, Range sequences) {
+  const int32_t* candidates = as<const int32_t>(a.candidates);
+  for (uint64_t b = sequences.begin; b < sequences.end; ++b) {
+    if (as<const int32_t>(a.active)[b] <= 0) continue;
+    int32_t* positions = as<int32_t>(a.positions) + 2 * b;
+    int32_t* append = as<int32_t>(a.appends) + 3 * b;
+    const float* logits = as<const float>(a.logits) + (2 * b + 1) * a.vocab;
+    const int32_t position = positions[1];
+    float scores[kMaxCandidates];
+    for (uint32_t i = 0; i < a.candidate_count; ++i) scores[i] = logits[candidates[i]];
+
+    int32_t& residue = as<int32_t>(a.tokens)[b * a.capacity + uint64_t(position)];
+    if (residue < 0) {
+      const float uniform = random_uniform(a.seed, a.first_stream + uint32_t(b), uint32_t(position));
+      residue = candidates[draw(scores, a.candidate_count, a.temperature, a.top_p, uniform)];
+    }
+    const float largest = max_of(scores, a.candidate_count);
+    const float sum = exponentiate(scores, a.candidate_count, largest);
+    as<float>(a.log_probability)[b] += logits[residue] - largest - std::log(sum);
+
+    if (residue == a.stop_id || position + 1 == as<const int32_t>(a.limits)[b]) {
+      as<int32_t>(a.active)[b] = 0;
+      append[2] = 0;
+      continue;
+    }
+    as<int32_t>(a.ids)[2 * b] = residue;
+    positions[0] = position;
+    positions[1] = position + 1;
+    append[0] = int32_t(2 * b);
+    append[1] = position;
+    append[2] = 1;
+    as<int32_t>(a.lengths)[b] = position + 1;
+  }
+}
+
 void copy(const Copy& a, Range blocks) {
   const uint64_t width = size_of(a.source.dtype);
   for_elements(blocks, a.destination.count, [&](uint64_t first, uint64_t count) {
@@ -489,6 +431,10 @@ const Kernels TURBOESM_CONCATENATE(kernels_, TURBOESM_CPU_VARIANT) = {
     fill,
     random_normal,
     copy,
+    TURBOESM_CPU_VARIANT::kv_append,
+    TURBOESM_CPU_VARIANT::kv_query,
+    TURBOESM_CPU_VARIANT::kv_attention,
+    sample,
 };
 
 }  // namespace turboesm::cpu

@@ -33,6 +33,10 @@ struct Kernels {
   void (*fill)(const Fill&, Range blocks);
   void (*random_normal)(const RandomNormal&, Range blocks);
   void (*copy)(const Copy&, Range blocks);
+  void (*kv_append)(const KvAppend&, Range rows);        // [sequences, heads]
+  void (*kv_query)(const KvQuery&, Range rows);          // [rows, heads]
+  void (*kv_attention)(const KvAttention&, Range rows);  // [sequences, heads]
+  void (*sample)(const Sample&, Range sequences);
 };
 
 // The widest build that this processor can run.

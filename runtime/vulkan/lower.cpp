@@ -1,9 +1,10 @@
 #include "runtime/vulkan/lower.h"
 
 #include <bit>
-#include <initializer_list>
 
+#include "runtime/vulkan/lower_kv.h"
 #include "runtime/vulkan/lower_matrix.h"
+#include "runtime/vulkan/lower_tools.h"
 
 // One function per operation: which shader, which variant, how many workgroups. The struct Push in each is the shader's
 // push constant block, member for member: device addresses first, then 32-bit values, so that C++ and GLSL's scalar
@@ -11,20 +12,6 @@
 // and the kernel loops.
 namespace turboesm::vulkan {
 namespace {
-
-constexpr uint32_t kMaxGroups = 65535;  // per dimension; what Vulkan guarantees
-
-constexpr uint32_t ceil_div(uint64_t n, uint64_t d) { return uint32_t((n + d - 1) / d); }
-constexpr uint32_t capped(uint64_t groups) { return uint32_t(std::min<uint64_t>(groups, kMaxGroups)); }
-constexpr uint32_t id_of(DType dtype) { return uint32_t(dtype); }
-
-template <class Push>
-Dispatch dispatch(std::string_view shader, std::initializer_list<uint32_t> constants, std::array<uint32_t, 3> groups,
-                  const Push& push) {
-  Dispatch result{.shader = shader, .constants = constants, .groups = groups};
-  result.set_push(push);
-  return result;
-}
 
 Dispatch lower_one(const TokenDropout& a, const Traits&) {
   struct Push {
@@ -246,6 +233,11 @@ Dispatch lower_one(const Copy& a, const Traits&) {
   return dispatch("copy", {}, {capped(ceil_div(words, kWordsPerGroup)), 1, 1},
                   Push{address_of(a.source), address_of(a.destination), words});
 }
+
+Dispatch lower_one(const KvAppend& a, const Traits& traits) { return lower_kv(a, traits); }
+Dispatch lower_one(const KvQuery& a, const Traits& traits) { return lower_kv(a, traits); }
+Dispatch lower_one(const KvAttention& a, const Traits& traits) { return lower_kv(a, traits); }
+Dispatch lower_one(const Sample& a, const Traits& traits) { return lower_kv(a, traits); }
 
 }  // namespace
 

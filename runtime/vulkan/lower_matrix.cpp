@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/vulkan/lower_tools.h"
+
 namespace turboesm::vulkan {
 namespace {
 
@@ -11,10 +13,8 @@ constexpr uint32_t kMatrix = 16;  // rows, columns and depth of a cooperative ma
 constexpr uint32_t kEights = 8;   // 16-bit elements in 16 bytes, the unit of all copies
 constexpr uint32_t kFours = 4;    // fp32 elements in 16 bytes
 constexpr uint32_t kVectorBytes = 16;
-constexpr uint32_t kBand = 8;                  // tile rows that run side by side: shared rows in the level-two cache
-constexpr uint32_t kGuaranteedGroups = 65535;  // per dimension, on any device
-constexpr uint32_t kCounters = 16384;          // of tiles that workgroups share, at the start of the scratch memory
-constexpr uint32_t kTypicalUnits = 64;         // compute units of a device that does not say
+constexpr uint32_t kBand = 8;           // tile rows that run side by side: shared rows in the level-two cache
+constexpr uint32_t kTypicalUnits = 64;  // compute units of a device that does not say
 
 // What remained of 36 tiles, compared on an H200 over 34 shapes (rows 34 to 16384, the layers of 8M to 3B), as long as
 // each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average.
@@ -80,7 +80,7 @@ bool suits(const Product& op, const Traits& traits) {
 bool suits(const Attention& op, const Traits& traits) {
   constexpr uint32_t kMaxHeadDim = 128;  // beyond, the sums no longer fit in registers
   return has_matrix_unit(op.q.dtype, traits) && op.out.dtype != DType::f32 && op.head_dim % kEights == 0 &&
-         op.head_dim <= kMaxHeadDim && op.heads <= kGuaranteedGroups && op.sequences <= kGuaranteedGroups &&
+         op.head_dim <= kMaxHeadDim && op.heads <= kMaxGroups && op.sequences <= kMaxGroups &&
          addressable(uint64_t(op.tokens) * op.heads * op.head_dim, kEights);
 }
 
@@ -131,9 +131,9 @@ bool fits(const LinearTile& tile, const Traits& traits) {
 
 uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& tile) {
   const uint64_t tiles = workgroups(op, tile, 1);
-  if (tiles > kCounters || traits.scratch_bytes <= kCounters * sizeof(uint32_t)) return 1;
+  if (tiles > kScratchCounters || traits.scratch_bytes <= kScratchCounters * sizeof(uint32_t)) return 1;
   const uint64_t room =
-      (traits.scratch_bytes - kCounters * sizeof(uint32_t)) / (tiles * tile.bm * tile.bn * sizeof(float));
+      (traits.scratch_bytes - kScratchCounters * sizeof(uint32_t)) / (tiles * tile.bm * tile.bn * sizeof(float));
   const uint32_t steps = divide_up(op.inputs, tile.bk);
   return uint32_t(std::clamp<uint64_t>(room, 1, std::max(1u, steps / 2)));
 }
@@ -171,7 +171,7 @@ Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, cons
   dispatch.groups = {divide_up(op.outputs, tile.bn), divide_up(op.rows, tile.bm), splits};
   dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
                          address_of(op.y), address_of(op.positions), address_of(op.table),
-                         traits.scratch_address + kCounters * sizeof(uint32_t), traits.scratch_address, op.rows,
+                         traits.scratch_address + kScratchCounters * sizeof(uint32_t), traits.scratch_address, op.rows,
                          op.inputs, op.outputs, flags, op.q_scale});
   return dispatch;
 }
@@ -182,7 +182,7 @@ std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& tr
   uint32_t best_splits = 1;
   double least = 0;
   for (const LinearTile& tile : kLinearTiles) {
-    if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kGuaranteedGroups) continue;
+    if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
     for (const uint32_t splits : kSplits) {
       if (splits > max_splits(op, traits, tile)) break;
       const double time = cost(op, traits, tile, splits);

@@ -11,7 +11,7 @@
 namespace turboesm::vulkan {
 namespace {
 
-constexpr uint64_t kScratchBytes = 16 << 20;  // for what workgroups leave each other in small products
+constexpr uint64_t kScratchBytes = 16 << 20;  // for what workgroups leave each other where several share a result
 
 using Extensions = std::set<std::string, std::less<>>;
 
@@ -124,7 +124,7 @@ bool choose_queue_family(PhysicalDevice& device) {
 
 std::string problem_of(const Properties& properties, const Features& features) {
   constexpr VkSubgroupFeatureFlags kSubgroupOperations =
-      VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_ARITHMETIC_BIT;
+      VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_ARITHMETIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
   std::string missing;
   const auto need = [&](bool present, std::string_view what) {
     if (!present) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", what);
@@ -134,14 +134,14 @@ std::string problem_of(const Properties& properties, const Features& features) {
   need(features.v12.timelineSemaphore, "timeline semaphores");
   need((properties.v11.subgroupSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
            (properties.v11.subgroupSupportedOperations & kSubgroupOperations) == kSubgroupOperations,
-       "subgroup arithmetic in compute shaders");
+       "subgroup arithmetic and shuffles in compute shaders");
   need(properties.core.properties.limits.maxComputeWorkGroupInvocations >= 256, "workgroups of 256 invocations");
   need(properties.core.properties.limits.maxComputeSharedMemorySize >= 32768, "32 KiB of shared memory");
   return missing.empty() ? "" : fmt::format("its driver lacks {}", missing);
 }
 
 // What attention on matrix units uses beyond that.
-constexpr VkSubgroupFeatureFlags kMatrixOperations = VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_VOTE_BIT;
+constexpr VkSubgroupFeatureFlags kMatrixOperations = VK_SUBGROUP_FEATURE_VOTE_BIT;
 
 void read_abilities(PhysicalDevice& device, const Extensions& extensions, const Properties& properties,
                     const Features& features, bool matrix_cores) {
@@ -188,7 +188,6 @@ void read_matrix_shapes(const Instance& instance, PhysicalDevice& device) {
   device.traits.matrix_bf16 = device.abilities.bfloat16 && multiplies(VK_COMPONENT_TYPE_BFLOAT16_KHR);
   if (device.traits.matrix_f16) device.info.matrix_core_dtypes |= kF16;
   if (device.traits.matrix_bf16) device.info.matrix_core_dtypes |= kBF16;
-  if (device.info.matrix_core_dtypes) device.info.scratch_bytes = kScratchBytes;
 }
 
 void read_traits(PhysicalDevice& device, const Properties& properties) {
@@ -202,6 +201,8 @@ void read_traits(PhysicalDevice& device, const Properties& properties) {
   traits.compute_units = properties.compute_units();
   traits.software = device.info.kind == DeviceKind::software_gpu;
   device.info.subgroup_size = traits.subgroup_size;
+  // Metal, below a portability subset, has no order between the memory accesses of different workgroups.
+  if (!device.abilities.portability_subset) device.info.scratch_bytes = kScratchBytes;
   device.info.staging_chunk_bytes = Staging::kChunkBytes;
 }
 

@@ -139,6 +139,12 @@ Tensor Case::in_out(std::span<const float> values, Tolerance tolerance) {
   return tensor;
 }
 
+Tensor Case::in_out(std::span<const int32_t> values) {
+  const Tensor tensor = harness_.place(DType::i32, values.size(), true, kExact);
+  if (!values.empty()) std::memcpy(harness_.image_.data() + tensor.offset, values.data(), values.size_bytes());
+  return tensor;
+}
+
 // ---- Harness --------------------------------------------------------------------------------------------------------
 
 // Runs operations on an image of memory: on a device through one buffer that serves all batches, or as plain loops.

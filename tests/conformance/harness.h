@@ -48,6 +48,7 @@ class Case {
   Tensor random_bits(DType dtype, uint64_t count);
   Tensor output(DType dtype, uint64_t count, Tolerance tolerance);    // holds NaN before the run
   Tensor in_out(std::span<const float> values, Tolerance tolerance);  // f32: read and written
+  Tensor in_out(std::span<const int32_t> values);                     // bits: read and written, compared exactly
 
  private:
   friend class Harness;
@@ -72,6 +73,8 @@ class Harness {
     const DeviceKind kind = device_->info().kind;
     return kind != DeviceKind::cpu && kind != DeviceKind::software_gpu;
   }
+  // Whether each kind of case has a kernel of its own to compile, so that their number counts.
+  bool compiles() const { return device_->info().kind != DeviceKind::cpu; }
 
  private:
   friend class Case;

@@ -1,48 +1,10 @@
 #include "tests/conformance/plain.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <vector>
-
 #include "runtime/random.h"
+#include "tests/conformance/plain_image.h"
 
 namespace turboesm::conformance {
 namespace {
-
-using Image = std::span<std::byte>;
-using Values = std::vector<double>;
-
-Values load(Image image, const Tensor& tensor, uint64_t count) {
-  std::vector<float> floats(count);
-  convert(tensor.dtype, image.data() + tensor.offset, DType::f32, floats.data(), count);
-  return Values(floats.begin(), floats.end());
-}
-
-std::vector<int32_t> load_integers(Image image, const Tensor& tensor, uint64_t count) {
-  std::vector<int32_t> integers(count);
-  if (count > 0) std::memcpy(integers.data(), image.data() + tensor.offset, count * sizeof(int32_t));
-  return integers;
-}
-
-void store(Image image, const Tensor& tensor, const Values& values) {
-  const std::vector<float> floats(values.begin(), values.end());
-  convert(DType::f32, floats.data(), tensor.dtype, image.data() + tensor.offset, floats.size());
-}
-
-// Normalises exp(scores) to a sum of 1.
-void softmax(Values& scores) {
-  const double largest = *std::max_element(scores.begin(), scores.end());
-  double sum = 0;
-  for (double& score : scores) sum += score = std::exp(score - largest);
-  for (double& score : scores) score /= sum;
-}
-
-double dot(const double* a, const double* b, uint64_t count) {
-  double sum = 0;
-  for (uint64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
 
 // Softmax over the keys `begin` .. `begin + length` of one query's scores in one head. q and k are
 // [tokens, heads, head_dim].

@@ -4,6 +4,7 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include "tests/conformance/harness.h"
+#include "tests/rope_table.h"
 
 namespace turboesm::conformance {
 namespace {
@@ -15,18 +16,6 @@ struct Types {
 struct Shape {
   uint32_t tokens, inputs, heads, head_dim;
 };
-
-// [rows, head_dim]: a cosine and its sine for each pair of a head.
-std::vector<float> rope_table(uint32_t rows, uint32_t head_dim) {
-  std::vector<float> table;
-  for (uint32_t p = 0; p < rows; ++p)
-    for (uint32_t pair = 0; pair < head_dim / 2; ++pair) {
-      const double angle = p / std::pow(10000.0, 2.0 * pair / head_dim);
-      table.push_back(float(std::cos(angle)));
-      table.push_back(float(std::sin(angle)));
-    }
-  return table;
-}
 
 void add_qkv_rope(Harness& harness, Types types, Shape shape) {
   const auto [tokens, inputs, heads, head_dim] = shape;

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "model/tokenizer.h"
+#include "runtime/operations.h"
 
 int main() {
   const auto encoded = turboesm::Tokenizer::esm2().encode("MKV", "example");

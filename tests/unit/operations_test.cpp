@@ -1,5 +1,7 @@
 #include "runtime/operations.h"
 
+#include <cmath>
+
 #include <fmt/format.h>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
@@ -71,6 +73,64 @@ Attention attention(DType dtype, uint32_t head_dim) {
 LayerNorm layer_norm(uint32_t rows, uint32_t width) {
   const Tensor each = tensor(uint64_t(rows) * width);
   return {.x = each, .weight = tensor(width), .bias = tensor(width), .y = each, .rows = rows, .width = width};
+}
+
+// One buffer serves all operands.
+KvAppend kv_append(KvFormat format, uint32_t head_dim) {
+  const KvSideTensors side{
+      .mean = {}, .position_mean = {}, .transform = {}, .codebook = tensor(1 << 12), .projection = tensor(1 << 16)};
+  return {.k = tensor(1 << 12),
+          .v = tensor(1 << 12),
+          .appends = tensor(6, DType::i32),
+          .table = tensor(1 << 16),
+          .k_side = side,
+          .v_side = side,
+          .cache = tensor(1 << 24, DType::i32),
+          .format = format,
+          .tokens = 3,
+          .sequences = 2,
+          .heads = 2,
+          .head_dim = head_dim,
+          .capacity = 64,
+          .table_rows = 64,
+          .max_count = 2};
+}
+
+KvAttention kv_attention(KvFormat format, uint32_t head_dim) {
+  return {.q = tensor(1 << 14),
+          .projected = tensor(1 << 14),
+          .bias = {},
+          .cache = tensor(1 << 24, DType::i32),
+          .lengths = tensor(2, DType::i32),
+          .k_codebook = tensor(1 << 12),
+          .v_codebook = tensor(1 << 12),
+          .transform = {},
+          .mean = {},
+          .out = tensor(1 << 14),
+          .format = format,
+          .sequences = 2,
+          .queries = 2,
+          .heads = 2,
+          .head_dim = head_dim,
+          .capacity = 64};
+}
+
+Sample sample() {
+  const Tensor integers = tensor(1 << 12, DType::i32);
+  return {.logits = tensor(2 * 2 * 33),
+          .candidates = integers,
+          .limits = integers,
+          .tokens = integers,
+          .log_probability = tensor(2),
+          .ids = integers,
+          .positions = integers,
+          .appends = integers,
+          .lengths = integers,
+          .active = integers,
+          .sequences = 2,
+          .vocab = 33,
+          .candidate_count = 20,
+          .capacity = 64};
 }
 
 Copy copy(const Tensor& source, const Tensor& destination) { return {.source = source, .destination = destination}; }
@@ -198,6 +258,113 @@ TEST_CASE("check refuses sizes and types that do not go together", "[unit]") {
   check_refused(copy(tensor(4), tensor(5)), "one count");
   check_refused(copy(tensor(4), tensor(4, DType::i32)), "one dtype");
   check_refused(copy(tensor(3, DType::f16), tensor(3, DType::f16)), "multiple of 4");
+}
+
+TEST_CASE("check accepts every format of a cache", "[unit]") {
+  using enum KvScale;
+  const KvSide exact{.bits = {16, 0}}, integers{.bits = {8, 0}, .scale_bits = 8, .scale = absmax};
+  const KvSide codes{.bits = {3, 0}, .scale_bits = 16, .scale = searched, .qjl = true};
+  const KvSide split{.segments = 2, .bits = {4, 3}, .scale_bits = 8, .scale = norm}, bare{.bits = {1, 0}};
+  for (const KvSide& k : {exact, integers, codes, split, bare})
+    for (const KvSide& v : {exact, integers, split, bare})
+      for (const uint32_t head_dim : {8u, 24u, 64u, 256u}) {
+        CHECK_NOTHROW(check(kv_append({k, v}, head_dim)));
+        CHECK_NOTHROW(check(kv_attention({k, v}, head_dim)));
+      }
+}
+
+TEST_CASE("check refuses caches and formats that do not exist", "[unit]") {
+  using enum KvScale;
+  const KvSide exact{.bits = {16, 0}};
+  const auto refuse = [&](const KvSide& side, const std::string& rule) {
+    check_refused(kv_append({side, exact}, 64), rule);
+    check_refused(kv_append({exact, side}, 64), rule);
+    check_refused(kv_attention({side, exact}, 64), rule);
+  };
+  for (const uint32_t bits : {0u, 5u, 7u, 12u, 33u}) refuse({.bits = {bits, 0}}, "bits");
+  refuse({.segments = 0, .bits = {3, 0}}, "segments");
+  refuse({.segments = 3, .bits = {3, 3}}, "segments");
+  refuse({.segments = 2, .bits = {3, 0}}, "bits");
+  refuse({.segments = 2, .bits = {16, 16}}, "two segments");
+  refuse({.segments = 2, .bits = {4, 8}}, "two segments");
+  refuse({.bits = {3, 0}, .scale_bits = 12, .scale = norm}, "0, 8 or 16");
+  refuse({.bits = {3, 0}, .scale_bits = 0, .scale = norm}, "scale_bits");
+  refuse({.bits = {3, 0}, .scale_bits = 16, .scale = none}, "scale_bits");
+  refuse({.bits = {8, 0}, .scale_bits = 16, .scale = norm}, "absmax");
+  refuse({.bits = {8, 0}}, "absmax");
+  refuse({.bits = {16, 0}, .scale_bits = 16, .scale = absmax}, "no scale");
+  refuse({.bits = {16, 0}, .qjl = true}, "qjl");
+  check_refused(kv_append({exact, {.bits = {3, 0}, .qjl = true}}, 64), "K only");
+
+  for (const uint32_t head_dim : {0u, 4u, 20u, 264u}) check_refused(kv_append({exact, exact}, head_dim), "head_dim");
+  for (const uint32_t capacity : {0u, 31u, 33u}) {
+    KvAppend append = kv_append({exact, exact}, 64);
+    append.capacity = capacity;
+    check_refused(append, "capacity");
+    KvAttention attention = kv_attention({exact, exact}, 64);
+    attention.capacity = capacity;
+    check_refused(attention, "capacity");
+  }
+  KvAppend append = kv_append({exact, exact}, 64);
+  append.table_rows = 1000;
+  append.table = {};
+  CHECK_NOTHROW(check(append));  // no position_mean, no table
+  append.k_side.position_mean = tensor(128);
+  check_refused(append, "table");
+  append = kv_append({exact, exact}, 64);
+  append.v_side.position_mean = tensor(128);
+  check_refused(append, "K only");
+  append = kv_append({exact, exact}, 64);
+  append.v.dtype = DType::f16;
+  check_refused(append, "one dtype");
+  append = kv_append({exact, exact}, 64);
+  append.max_count = 0;
+  check_refused(append, "max_count");
+  append = kv_append({exact, exact}, 64);
+  append.cache.count = 16383;
+  check_refused(append, "cache has 16383", "16384");
+  append.cache = tensor(uint64_t(1) << 33, DType::i32);
+  append.capacity = 1 << 25;
+  check_refused(append, "cache", "smaller batch", ErrorKind::out_of_memory);
+
+  for (const uint32_t queries : {0u, 5u}) {
+    KvAttention attention = kv_attention({exact, exact}, 64);
+    attention.queries = queries;
+    check_refused(attention, "1 to 4 queries");
+  }
+  KvAttention attention = kv_attention({{.bits = {3, 0}}, exact}, 64);
+  attention.k_codebook = {};
+  check_refused(attention, "k_codebook", "missing");
+  attention.k_codebook = tensor(14);
+  check_refused(attention, "k_codebook has 14", "15");
+  attention.k_codebook = tensor(15);
+  CHECK_NOTHROW(check(attention));
+  attention.k_codebook = tensor(16);  // more than one, so one for each head
+  check_refused(attention, "k_codebook has 16", "30");
+  attention.sequences = 65536;
+  check_refused(attention, "65535");
+  KvQuery query;
+  query.heads = 65536, query.head_dim = 8;
+  check_refused(query, "65535");
+}
+
+TEST_CASE("check refuses what cannot be sampled from", "[unit]") {
+  CHECK_NOTHROW(check(sample()));
+  const auto refuse = [](auto change, const std::string& rule) {
+    Sample a = sample();
+    change(a);
+    check_refused(a, rule);
+  };
+  for (const uint32_t count : {0u, 65u}) refuse([=](Sample& a) { a.candidate_count = count; }, "candidates");
+  for (const float top_p : {0.0f, -0.5f, 1.01f, NAN}) refuse([=](Sample& a) { a.top_p = top_p; }, "top_p");
+  for (const float temperature : {-1.0f, INFINITY, NAN})
+    refuse([=](Sample& a) { a.temperature = temperature; }, "temperature");
+  refuse([](Sample& a) { a.vocab = 0; }, "vocab");
+  refuse([](Sample& a) { a.capacity = 0; }, "capacity");
+  refuse([](Sample& a) { a.sequences = 65536; }, "65535");
+  Sample greedy = sample();
+  greedy.temperature = 0;
+  CHECK_NOTHROW(check(greedy));
 }
 
 TEST_CASE("work is counted in operations and bytes", "[unit]") {

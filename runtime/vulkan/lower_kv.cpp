@@ -1,0 +1,154 @@
+#include "runtime/vulkan/lower_kv.h"
+
+#include <bit>
+
+#include "runtime/vulkan/lower_tools.h"
+
+namespace turboesm::vulkan {
+namespace {
+
+constexpr uint32_t kTypicalUnits = 64;  // compute units of a device that does not say
+
+uint32_t units(const Traits& traits) { return traits.compute_units != 0 ? traits.compute_units : kTypicalUnits; }
+
+// Whether each head has a tensor of `size` elements of its own.
+bool is_per_head(const Tensor& tensor, uint64_t size) { return tensor.count > size; }
+
+uint64_t square(uint32_t n) { return uint64_t(n) * n; }
+
+// How kv_attention.comp divides a block of the cache: the names are those of its specialization constants.
+struct KvTile {
+  uint32_t threads, tokens, parts;
+};
+
+// A token's values go to as many invocations as whole units of 32 of each segment allow; where a segment is no multiple
+// of a unit, an invocation takes the tokens that share one.
+KvTile kv_tile(const KvAttention& a, const Traits& traits) {
+  const uint32_t k = a.head_dim / a.format.k.segments, v = a.head_dim / a.format.v.segments;
+  KvTile tile{.threads = 0, .tokens = std::max(kv_group_tokens(k), kv_group_tokens(v)), .parts = 1};
+  while (tile.tokens == 1 && k % (64 * tile.parts) == 0 && v % (64 * tile.parts) == 0 &&
+         2 * tile.parts <= traits.min_subgroup_size)
+    tile.parts *= 2;
+  tile.threads = std::max(traits.software ? 32u : 128u, KV_BLOCK / tile.tokens * tile.parts);
+  return tile;
+}
+
+// Workgroups that share a head of a sequence: enough to occupy the device several times over, for they do not all take
+// equally long, but with runs of tokens that are worth merging, and no more than scratch memory has room for.
+uint32_t kv_splits(const KvAttention& a, const KvTile& tile, const Traits& traits) {
+  constexpr uint32_t kGroupsPerUnit = 16, kFewestTokens = 256;
+  const uint64_t tiles = uint64_t(a.sequences) * a.heads;
+  if (tiles == 0 || tiles > kScratchCounters || traits.scratch_bytes <= kScratchCounters * sizeof(uint32_t)) return 1;
+  const uint64_t room = (traits.scratch_bytes / sizeof(uint32_t) - kScratchCounters) /
+                        (tiles * a.queries * (a.head_dim + 2));  // a score, a sum of weights, sums of values
+  const uint64_t wanted = ceil_div(uint64_t(kGroupsPerUnit) * units(traits), tiles);
+  return uint32_t(
+      std::max<uint64_t>(std::min({wanted, uint64_t(a.capacity / kFewestTokens), room, uint64_t(tile.threads)}), 1));
+}
+
+}  // namespace
+
+Dispatch lower_kv(const KvAppend& a, const Traits&) {
+  struct Push {
+    uint64_t k, v, appends, table, cache;
+    uint64_t k_mean, position_mean, k_transform, k_codebook, projection, v_mean, v_transform, v_codebook;
+    uint32_t blocks;
+  };
+  enum : uint32_t {  // as in the shader
+    kHasMean = 1,
+    kHasTransform = 2,
+    kTransformOfHead = 4,
+    kCodebookOfHead = 8,
+    kVShift = 4,
+    kHasPositionMean = 256
+  };
+  const auto flags_of = [&](const KvSide& side, const KvSideTensors& t) {
+    return (t.mean ? kHasMean : 0u) | (t.transform ? kHasTransform : 0u) |
+           (is_per_head(t.transform, square(a.head_dim)) ? kTransformOfHead : 0u) |
+           (side.has_codebook() && is_per_head(t.codebook, side.codebook_size()) ? kCodebookOfHead : 0u);
+  };
+  const uint32_t flags = flags_of(a.format.k, a.k_side) | flags_of(a.format.v, a.v_side) << kVShift |
+                         (a.k_side.position_mean ? kHasPositionMean : 0u);
+  // Tokens of a workgroup: as many as shared memory takes at a time, but no fewer than have words in common.
+  constexpr uint32_t kTile = 8;  // TILE in the shader
+  const uint32_t tokens = std::clamp(std::bit_floor(1024 / a.head_dim), kTile, KV_BLOCK);
+  const uint32_t threads = a.head_dim <= 128 ? 128 : 256;
+  const KvSide &k = a.format.k, &v = a.format.v;
+  return dispatch(
+      "kv_append",
+      {threads, id_of(a.k.dtype), a.head_dim, tokens, k.segments, k.bits[0], k.bits[1], k.scale_bits, uint32_t(k.scale),
+       k.qjl, v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale), flags},
+      {capped(1 + ceil_div(a.max_count - 1, tokens)), 2 * a.heads, a.sequences},
+      Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table), address_of(a.cache),
+           address_of(a.k_side.mean), address_of(a.k_side.position_mean), address_of(a.k_side.transform),
+           address_of(a.k_side.codebook), address_of(a.k_side.projection), address_of(a.v_side.mean),
+           address_of(a.v_side.transform), address_of(a.v_side.codebook), a.capacity / KV_BLOCK});
+}
+
+Dispatch lower_kv(const KvQuery& a, const Traits& traits) {
+  struct Push {
+    uint64_t q, transform, projection, position_mean, out, projected, position;
+    uint32_t rows;
+  };
+  enum : uint32_t { kHasTransform = 1, kOfEachHead = 2, kHasProjection = 4, kHasPosition = 8 };  // as in the shader
+  const uint32_t flags = (a.transform ? kHasTransform : 0u) |
+                         (is_per_head(a.transform, square(a.head_dim)) ? kOfEachHead : 0u) |
+                         (a.projection ? kHasProjection : 0u) | (a.position_mean ? kHasPosition : 0u);
+  // Rows share what is read of a matrix once there are enough to occupy the device.
+  const uint32_t rows = uint64_t(a.rows) * a.heads >= 8 * uint64_t(units(traits)) ? 4 : 1;
+  return dispatch("kv_query", {id_of(a.q.dtype), a.head_dim, rows, flags, id_of(a.position.dtype)},
+                  {a.heads, capped(ceil_div(a.rows, rows)), 1},
+                  Push{address_of(a.q), address_of(a.transform), address_of(a.projection), address_of(a.position_mean),
+                       address_of(a.out), address_of(a.projected), address_of(a.position), a.rows});
+}
+
+Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
+  struct Push {
+    uint64_t q, projected, bias, cache, lengths, k_codebook, v_codebook, transform, mean, out, scratch;
+    uint32_t blocks;
+  };
+  enum : uint32_t {  // as in the shader
+    kHasBias = 1,
+    kHasTransform = 2,
+    kTransformOfHead = 4,
+    kHasMean = 8,
+    kKCodebookOfHead = 16,
+    kVCodebookOfHead = 32
+  };
+  const KvSide &k = a.format.k, &v = a.format.v;
+  const uint32_t flags = (a.bias ? kHasBias : 0u) | (a.transform ? kHasTransform : 0u) |
+                         (is_per_head(a.transform, square(a.head_dim)) ? kTransformOfHead : 0u) |
+                         (a.mean ? kHasMean : 0u) |
+                         (k.has_codebook() && is_per_head(a.k_codebook, k.codebook_size()) ? kKCodebookOfHead : 0u) |
+                         (v.has_codebook() && is_per_head(a.v_codebook, v.codebook_size()) ? kVCodebookOfHead : 0u);
+  const KvTile tile = kv_tile(a, traits);
+  const uint32_t splits = kv_splits(a, tile, traits);
+  const uint32_t merged = a.head_dim / tile.parts % 16 == 0 ? 16 : 8;
+  Dispatch result =
+      dispatch(traits.software ? (splits > 1 ? "kv_attention_split_rolled" : "kv_attention_whole_rolled")
+                               : (splits > 1 ? "kv_attention_split" : "kv_attention_whole"),
+               {tile.threads, a.head_dim, a.queries, tile.tokens, tile.parts, k.segments, k.bits[0], k.bits[1],
+                k.scale_bits, k.qjl, v.segments, v.bits[0], v.bits[1], v.scale_bits, flags, id_of(a.out.dtype), merged},
+               {a.heads, a.sequences, splits},
+               Push{address_of(a.q), address_of(a.projected), address_of(a.bias), address_of(a.cache),
+                    address_of(a.lengths), address_of(a.k_codebook), address_of(a.v_codebook), address_of(a.transform),
+                    address_of(a.mean), address_of(a.out), traits.scratch_address, a.capacity / KV_BLOCK});
+  result.uses_scratch = splits > 1;
+  return result;
+}
+
+Dispatch lower_kv(const Sample& a, const Traits&) {
+  struct Push {
+    uint64_t logits, candidates, limits, tokens, log_probability, ids, positions, appends, lengths, active;
+    uint32_t vocab, candidate_count, capacity, seed, first_stream;
+    float temperature, top_p;
+    int32_t stop_id;
+  };
+  return dispatch("sample", {}, {a.sequences, 1, 1},
+                  Push{address_of(a.logits), address_of(a.candidates), address_of(a.limits), address_of(a.tokens),
+                       address_of(a.log_probability), address_of(a.ids), address_of(a.positions), address_of(a.appends),
+                       address_of(a.lengths), address_of(a.active), a.vocab, a.candidate_count, a.capacity, a.seed,
+                       a.first_stream, a.temperature, a.top_p, a.stop_id});
+}
+
+}  // namespace turboesm::vulkan

@@ -1,0 +1,541 @@
+#version 450
+// Encodes new tokens of K and V into the cache: for each token and head, d = HEAD_DIM,
+//   x = v - position_mean turned to the token's position - mean,  y = transform x
+// then for each segment of n values y the scale s and the codes (runtime/kv_operations.h says how), for QJL the signs of
+// projection (y - decoded y) and that remainder's norm. kv_layout.h says where the bits go.
+//
+//   k, v [tokens, heads, d] D, appends [sequences, 3] i32 (first row, first position, count), table [positions, d] f32
+//   mean, position_mean [heads, d], transform [heads or 1, d, d], codebook [heads or 1, size], projection [d, d] f32
+//   -> cache [sequences, heads, blocks, block words]
+//
+// All back ends pack the same bits: products and sums are rounded one by one (`precise`), each sum is one invocation's
+// and in ascending order, quotients and roots are only guesses that comparisons correct.
+//
+// A workgroup takes TOKENS tokens of a block, K or V of one head (grid: pieces, heads x 2 sides, sequences); words of
+// different pieces are never the same, for TOKENS is a multiple of 8. Its invocations go over (token, value) to
+// transform, (candidate, four values, token) to quantize, (candidate, token) to sum, and words to pack, of the new
+// tokens alone. A matrix passes through shared memory in panels of columns; an invocation makes one value of 8 tokens.
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#include "dtype.glsl"
+#include "kv_layout.h"
+#include "kv_scale.h"
+
+layout(local_size_x_id = 0) in;
+
+layout(constant_id = 0) const uint THREADS = 128;  // >= HEAD_DIM x TOKENS / 8
+layout(constant_id = 1) const uint DTYPE = DTYPE_F32;
+layout(constant_id = 2) const uint HEAD_DIM = 64;
+layout(constant_id = 3) const uint TOKENS = 16;  // 8, 16 or 32
+layout(constant_id = 4) const uint K_SEGMENTS = 1;
+layout(constant_id = 5) const uint K_BITS_0 = 3;
+layout(constant_id = 6) const uint K_BITS_1 = 0;
+layout(constant_id = 7) const uint K_SCALE_BITS = 16;
+layout(constant_id = 8) const uint K_SCALE = 3;
+layout(constant_id = 9) const uint QJL = 0;
+layout(constant_id = 10) const uint V_SEGMENTS = 1;
+layout(constant_id = 11) const uint V_BITS_0 = 4;
+layout(constant_id = 12) const uint V_BITS_1 = 0;
+layout(constant_id = 13) const uint V_SCALE_BITS = 16;
+layout(constant_id = 14) const uint V_SCALE = 3;
+layout(constant_id = 15) const uint FLAGS = 0;
+
+// runtime/kv_operations.h's KvScale.
+const uint SCALE_NONE = 0;
+const uint SCALE_NORM = 1;
+const uint SCALE_CORRECTED = 2;
+const uint SCALE_SEARCHED = 3;
+const uint SCALE_ABSMAX = 4;
+
+// FLAGS: which operands there are. Those of K, then, shifted by V_SHIFT, those of V.
+const uint HAS_MEAN = 1;
+const uint HAS_TRANSFORM = 2;
+const uint TRANSFORM_OF_HEAD = 4;  // one for each head
+const uint CODEBOOK_OF_HEAD = 8;
+const uint V_SHIFT = 4;
+const uint HAS_POSITION_MEAN = 256;
+
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer CacheWords { uint at[]; };
+
+layout(push_constant, scalar) uniform Push {
+  Words k;
+  Words v;
+  Ints appends;
+  Words table;
+  CacheWords cache;
+  Words k_mean;
+  Words position_mean;
+  Words k_transform;
+  Words k_codebook;
+  Words projection;
+  Words v_mean;
+  Words v_transform;
+  Words v_codebook;
+  uint blocks;  // of a sequence and head
+};
+
+const uint CANDIDATES = 7;
+const float kFactors[CANDIDATES] =
+    float[](1.1764706, 1.1111111, 1.0526316, 1.0, 0.95238095, 0.90909091, 0.86956522);
+const uint kUnchanged = 3;  // the factor 1
+
+const uint TILE = 8;                                   // tokens of an invocation in a product
+const uint kQuads = TOKENS / 4;                        // of tokens
+const uint kPitch = TOKENS + (HEAD_DIM > 128 ? 0 : 1);  // of a row of y: odd, where there is room
+const uint kPanelMost = 2048 / HEAD_DIM / 4 * 4;
+const uint kPanel = kPanelMost < HEAD_DIM ? kPanelMost : HEAD_DIM;  // columns of a matrix in shared memory
+const uint kPanelPitch = HEAD_DIM + 1;
+const uint kPanelLoads = (HEAD_DIM * kPanel / 4 + THREADS - 1) / THREADS;
+const bool kSearches = K_SCALE == SCALE_SEARCHED || V_SCALE == SCALE_SEARCHED;
+const uint kPanelSize = kPanel * kPanelPitch;
+const uint kCodesSize = (kSearches ? CANDIDATES : 1) * HEAD_DIM / 4 * TOKENS;
+
+shared vec4 x_tile[HEAD_DIM * kQuads];  // [value][four tokens]: x, later what quantization leaves over
+shared float y_tile[HEAD_DIM * kPitch];  // [value][token]
+// A panel of a matrix [column][row]; codes, four in a word, [candidate][four values][token]; signs [value][token].
+shared uint pool[kPanelSize > kCodesSize ? kPanelSize : kCodesSize];
+shared float book[2 * 31];  // for each segment its centroids, then its thresholds
+// For [segment][token]:
+shared float squares[2 * TOKENS];       // sum of y^2
+shared float first_scale[2 * TOKENS];   // with which codes are found
+shared float scale[2 * TOKENS];         // as stored
+shared uint scale_code[2 * TOKENS];     // the same, as a code
+shared uint chosen[2 * TOKENS];         // candidate
+shared vec2 products[CANDIDATES * 2 * TOKENS];  // [candidate][segment][token]: sum of y z, of z^2, z the centroids
+shared uint norm_code[TOKENS];                   // of what quantization leaves over
+
+// The side in hand, the same for all of the workgroup.
+uint segments, bits_0, bits_1, scale_bits, scale_kind, n, flags;
+bool is_v;
+uint head, heads;
+uint first_token;  // of the piece's new tokens: its place in the block
+uint count;        // of them
+
+uint bits_of(uint segment) { return segment == 0 ? bits_0 : bits_1; }
+uint centroids_at(uint segment) { return segment == 0 ? 0 : (2u << bits_0) - 1; }
+uint thresholds_at(uint segment) { return centroids_at(segment) + (1u << bits_of(segment)); }
+bool has_codes() { return bits_0 <= 4; }
+
+void choose_side(bool v_side) {
+  is_v = v_side;
+  segments = v_side ? V_SEGMENTS : K_SEGMENTS;
+  bits_0 = v_side ? V_BITS_0 : K_BITS_0;
+  bits_1 = v_side ? V_BITS_1 : K_BITS_1;
+  scale_bits = v_side ? V_SCALE_BITS : K_SCALE_BITS;
+  scale_kind = v_side ? V_SCALE : K_SCALE;
+  flags = v_side ? FLAGS >> V_SHIFT & 15u : FLAGS & 15u;
+  n = HEAD_DIM / segments;
+}
+
+void load_codebook() {
+  if (!has_codes()) return;
+  const uint size = centroids_at(1) + (segments == 2 ? (2u << bits_1) - 1 : 0);
+  const uint at = (flags & CODEBOOK_OF_HEAD) != 0 ? head * size : 0;
+  for (uint i = gl_LocalInvocationID.x; i < size; i += THREADS) {
+    book[i] = uintBitsToFloat(is_v ? v_codebook.at[at + i] : k_codebook.at[at + i]);
+  }
+}
+
+// Two neighbouring values of a token after its means are off; `at` is the first one's place in k or v.
+vec2 load_centred(uint at, uint i, uint position) {
+  precise vec2 x = is_v ? load2(v, DTYPE, at) : load2(k, DTYPE, at);
+  if (!is_v && (FLAGS & HAS_POSITION_MEAN) != 0) {
+    const vec2 m = load2(position_mean, DTYPE_F32, head * HEAD_DIM + i);
+    const vec2 turn = load2(table, DTYPE_F32, position * HEAD_DIM + i);  // cosine, sine
+    precise const vec2 along = m * turn.x;
+    precise const vec2 across = m.yx * turn.y;
+    precise const vec2 turned = vec2(along.x - across.x, along.y + across.y);
+    x = x - turned;
+  }
+  if ((flags & HAS_MEAN) != 0) {
+    x = x - (is_v ? load2(v_mean, DTYPE_F32, head * HEAD_DIM + i) : load2(k_mean, DTYPE_F32, head * HEAD_DIM + i));
+  }
+  return x;
+}
+
+// Rows row .. row + count of k or v, the first at `position`, centred, to x_tile or, without a transform, to y_tile.
+void load_tokens(uint row, uint position) {
+  const bool to_x = (flags & HAS_TRANSFORM) != 0;
+  const uint quads = (count + 3) / 4;
+  for (uint item = gl_LocalInvocationID.x; item < HEAD_DIM / 2 * quads; item += THREADS) {
+    const uint i = item % (HEAD_DIM / 2) * 2, quad = item / (HEAD_DIM / 2);
+    vec4 even = vec4(0.0), odd = vec4(0.0);
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+      const uint a = 4 * quad + c;
+      if (a >= count) continue;
+      const vec2 x = load_centred(((row + a) * heads + head) * HEAD_DIM + i, i, position + a);
+      even[c] = x.x;
+      odd[c] = x.y;
+      if (!to_x) {
+        y_tile[i * kPitch + a] = x.x;
+        y_tile[(i + 1) * kPitch + a] = x.y;
+      }
+    }
+    if (to_x) {
+      x_tile[i * kQuads + quad] = even;
+      x_tile[(i + 1) * kQuads + quad] = odd;
+    }
+  }
+}
+
+vec4 staged[kPanelLoads];
+
+// Columns first .. first + kPanel of a matrix whose first element is `at`, to registers.
+void load_panel(Words matrix, uint at, uint first) {
+  [[unroll]] for (uint l = 0; l < kPanelLoads; ++l) {
+    const uint item = l * THREADS + gl_LocalInvocationID.x;
+    const uint row = item / (kPanel / 4), column = first + item % (kPanel / 4) * 4;
+    staged[l] = vec4(0.0);
+    if (row < HEAD_DIM && column < HEAD_DIM) staged[l] = load4(matrix, DTYPE_F32, at + row * HEAD_DIM + column);
+  }
+}
+
+void store_panel() {
+  [[unroll]] for (uint l = 0; l < kPanelLoads; ++l) {
+    const uint item = l * THREADS + gl_LocalInvocationID.x;
+    const uint row = item / (kPanel / 4), column = item % (kPanel / 4) * 4;
+    if (row >= HEAD_DIM) continue;
+    [[unroll]] for (uint c = 0; c < 4; ++c) pool[(column + c) * kPanelPitch + row] = floatBitsToUint(staged[l][c]);
+  }
+}
+
+// Adds a panel's share of one row times x_tile for the tokens of a tile; the panel's first column is `first`.
+void add_panel(uint first, uint row, uint tile, inout vec4 low, inout vec4 high) {
+  precise vec4 low_sum = low, high_sum = high;
+  const uint columns = min(kPanel, HEAD_DIM - first);
+  [[dont_unroll]] for (uint column = 0; column < columns; column += 4) {
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+      const float element = uintBitsToFloat(pool[(column + c) * kPanelPitch + row]);
+      const uint at = (first + column + c) * kQuads + 2 * tile;
+      precise const vec4 low_product = element * x_tile[at];
+      low_sum = low_sum + low_product;
+      if (count <= 4) continue;
+      precise const vec4 high_product = element * x_tile[at + 1];
+      high_sum = high_sum + high_product;
+    }
+  }
+  low = low_sum;
+  high = high_sum;
+}
+
+// Value lane % HEAD_DIM of matrix x_tile for the TILE tokens from TILE x (lane / HEAD_DIM) on. load_panel has been
+// called for the first columns.
+void multiply(Words matrix, uint at, out float result[TILE]) {
+  const uint row = gl_LocalInvocationID.x % HEAD_DIM, tile = gl_LocalInvocationID.x / HEAD_DIM;
+  vec4 low = vec4(0.0), high = vec4(0.0);
+  for (uint first = 0; first < HEAD_DIM; first += kPanel) {
+    barrier();  // x_tile is there and nobody reads the pool any more
+    store_panel();
+    barrier();
+    if (first + kPanel < HEAD_DIM) load_panel(matrix, at, first + kPanel);
+    if (TILE * tile < count) add_panel(first, row, tile, low, high);
+  }
+  [[unroll]] for (uint c = 0; c < 4; ++c) {
+    result[c] = low[c];
+    result[4 + c] = high[c];
+  }
+}
+
+void transform_tokens(Words matrix, uint at) {
+  float made[TILE];
+  multiply(matrix, at, made);
+  const uint i = gl_LocalInvocationID.x % HEAD_DIM, tile = gl_LocalInvocationID.x / HEAD_DIM;
+  [[unroll]] for (uint c = 0; c < TILE; ++c) {
+    if (TILE * tile + c < count) y_tile[i * kPitch + TILE * tile + c] = made[c];
+  }
+}
+
+// The code of the scale nearest to a / b, or to its root; 0 when there is no such number.
+uint nearest_scale(uint format, float a, float b, bool root) {
+  if (!(b > 0.0)) return 0;
+  const float guess = root ? sqrt(a / b) : a / b;
+  return kv_scale_nearest(format, guess, a, b, root);
+}
+
+// For each segment and token the sum of squares and the scale with which its codes are found.
+void measure() {
+  for (uint item = gl_LocalInvocationID.x; item < segments * count; item += THREADS) {
+    const uint a = item % count, segment = item / count, at = segment * TOKENS + a;
+    const uint first = segment * n * kPitch + a;
+    precise float sum = 0.0;
+    float largest = 0.0;
+    for (uint i = 0; i < n; ++i) {
+      const float y = y_tile[first + i * kPitch];
+      precise const float square = y * y;
+      sum = sum + square;
+      largest = max(largest, abs(y));
+    }
+    squares[at] = sum;
+    const bool is_absmax = scale_kind == SCALE_ABSMAX;
+    const uint format = scale_kind == SCALE_NORM || is_absmax ? scale_bits : 16;
+    const float top = has_codes() ? book[thresholds_at(segment) - 1] : 127.0;
+    scale_code[at] = nearest_scale(format, is_absmax ? largest : sum, is_absmax ? top : float(n), !is_absmax);
+    first_scale[at] = scale_kind == SCALE_NONE ? 1.0 : kv_scale_value(format, scale_code[at]);
+    scale[at] = first_scale[at];
+    chosen[at] = 0;
+  }
+}
+
+// The number of the segment's thresholds t with t s < y. They ascend, so that halving finds it.
+uint code_of(uint segment, float y, float s) {
+  const uint first = thresholds_at(segment);
+  uint code = 0;
+  for (uint step = 1u << bits_of(segment) >> 1; step > 0; step >>= 1) {
+    precise const float threshold = book[first + code + step - 1] * s;
+    if (threshold < y) code += step;
+  }
+  return code;
+}
+
+// The integer q in [-127, 127] with (q - 1/2) s <= y < (q + 1/2) s, as a byte.
+uint byte_of(float y, float s) {
+  if (s == 0.0) return 0;
+  float q = clamp(floor(y / s + 0.5), -127.0, 127.0);
+  for (uint i = 0; i < 2; ++i) {
+    precise const float low = (q - 0.5) * s;
+    precise const float high = (q + 0.5) * s;
+    if (q > -127.0 && y < low) {
+      q -= 1.0;
+    } else if (q < 127.0 && y >= high) {
+      q += 1.0;
+    }
+  }
+  return uint(int(q)) & 0xffu;
+}
+
+uint codes_at(uint candidate, uint four, uint a) { return (candidate * (HEAD_DIM / 4) + four) * TOKENS + a; }
+
+// Codes of all values with each candidate's scale.
+void quantize(uint candidates) {
+  const uint items = candidates * HEAD_DIM / 4 * count;
+  for (uint item = gl_LocalInvocationID.x; item < items; item += THREADS) {
+    const uint a = item % count, four = item / count % (HEAD_DIM / 4), candidate = item / count / (HEAD_DIM / 4);
+    const uint segment = 4 * four / n;
+    precise float s = first_scale[segment * TOKENS + a];
+    if (candidates > 1) s = s * kFactors[candidate];
+    uint codes = 0;
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+      const float y = y_tile[(4 * four + c) * kPitch + a];
+      codes |= (bits_0 == 8 ? byte_of(y, s) : code_of(segment, y, s)) << (8 * c);
+    }
+    pool[codes_at(candidate, four, a)] = codes;
+  }
+}
+
+void sum_products(uint candidates) {
+  for (uint item = gl_LocalInvocationID.x; item < candidates * segments * count; item += THREADS) {
+    const uint a = item % count, segment = item / count % segments, candidate = item / count / segments;
+    const uint centroids = centroids_at(segment);
+    precise vec2 sum = vec2(0.0);
+    for (uint i = segment * n; i < (segment + 1) * n; i += 4) {
+      const uint codes = pool[codes_at(candidate, i / 4, a)];
+      [[unroll]] for (uint c = 0; c < 4; ++c) {
+        const float z = book[centroids + (codes >> (8 * c) & 0xffu)];
+        precise const vec2 product = vec2(y_tile[(i + c) * kPitch + a], z) * z;
+        sum = sum + product;
+      }
+    }
+    products[(candidate * 2 + segment) * TOKENS + a] = sum;
+  }
+}
+
+// Whether the squared cosine of y and z is larger for the products `now` than for `best`.
+bool points_closer(vec2 now, vec2 best) {
+  precise const float now_square = now.x * now.x;
+  precise const float best_square = best.x * best.x;
+  precise const float left = now_square * best.y;
+  precise const float right = best_square * now.y;
+  return left > right;
+}
+
+void choose_scales() {
+  for (uint item = gl_LocalInvocationID.x; item < segments * count; item += THREADS) {
+    const uint a = item % count, segment = item / count, at = segment * TOKENS + a;
+    const bool is_searched = scale_kind == SCALE_SEARCHED;
+    vec2 best = is_searched ? vec2(0.0) : products[at];
+    uint best_candidate = is_searched ? kUnchanged : 0;
+    for (uint candidate = 0; is_searched && candidate < CANDIDATES; ++candidate) {
+      const vec2 now = products[candidate * 2 * TOKENS + at];
+      if (!(now.x > 0.0 && now.y > 0.0) || (best.y > 0.0 && !points_closer(now, best))) continue;
+      best = now;
+      best_candidate = candidate;
+    }
+    chosen[at] = best_candidate;
+    scale_code[at] = nearest_scale(scale_bits, squares[at], is_searched ? best.x : best.y, !is_searched);
+    scale[at] = kv_scale_value(scale_bits, scale_code[at]);
+  }
+}
+
+// Stores the bits of `word` under `mask` at word `at` of the cache, and leaves the others.
+void merge_word(uint at, uint word, uint mask) {
+  if (mask == 0) return;
+  cache.at[at] = mask == 0xffffffffu ? word : cache.at[at] & ~mask | word;
+}
+
+bool is_new(uint token) { return token >= first_token && token < first_token + count; }
+
+// Word w of unit f of a segment: value f x 32 + e of the block's tokens, one after another, is element e.
+void pack_codes(uint at, uint segment, uint f, uint w) {
+  const uint bits = bits_of(segment), all = 0xffffffffu >> (32 - bits);
+  uint word = 0, mask = 0;
+  [[dont_unroll]] for (uint e = 0; e < 32; e += 4) {
+    const bool within = bits == 3 ? e >= 24 || e / 8 == w : e * bits / 32 <= w && w <= (e + 3) * bits / 32;
+    const uint token = (f * 32 + e) / n, i = segment * n + (f * 32 + e) % n, a = token - first_token;
+    if (!within || !is_new(token)) continue;
+    const uint codes = bits <= 8 ? pool[codes_at(chosen[segment * TOKENS + a], i / 4, a)] : 0;
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+      const float y = y_tile[(i + c) * kPitch + a];
+      const uint code = bits <= 8 ? codes >> (8 * c) & 0xffu : bits == 16 ? f16_bits(y) : floatBitsToUint(y);
+      word |= kv_deposit(bits, e + c, w, code);
+      mask |= kv_deposit(bits, e + c, w, all);
+    }
+  }
+  merge_word(at + w * n + f, word, mask);
+}
+
+// The units that the new tokens' values, `values` of each, lie in.
+uvec2 units_of(uint values) {
+  const uint first = first_token * values / 32;
+  return uvec2(first, ((first_token + count) * values + 31) / 32 - first);
+}
+
+void pack_all_codes(uint side_at) {
+  const uvec2 units = units_of(n);
+  for (uint segment = 0; segment < segments; ++segment) {
+    const uint at = side_at + kv_codes_at(n, bits_0, segment);
+    for (uint item = gl_LocalInvocationID.x; item < units.y * bits_of(segment); item += THREADS) {
+      pack_codes(at, segment, units.x + item % units.y, item / units.y);
+    }
+  }
+}
+
+// Numbers of `bits` bits, 8 or 16, one for each new token: those of `segment`, or with QJL the norms of what is left.
+void pack_numbers(uint at, uint bits, uint segment, bool norms) {
+  const uint first = kv_scale_word(bits, first_token), last = kv_scale_word(bits, first_token + count - 1);
+  for (uint w = first + gl_LocalInvocationID.x; w <= last; w += THREADS) {
+    uint word = 0, mask = 0;
+    for (uint token = w * (32 / bits); token < (w + 1) * (32 / bits); ++token) {
+      if (!is_new(token)) continue;
+      const uint a = token - first_token, shift = kv_scale_shift(bits, token);
+      word |= (norms ? norm_code[a] : scale_code[segment * TOKENS + a]) << shift;
+      mask |= 0xffffffffu >> (32 - bits) << shift;
+    }
+    merge_word(at + w, word, mask);
+  }
+}
+
+// What quantization leaves over, y - decoded y, to x_tile.
+void find_residual() {
+  for (uint item = gl_LocalInvocationID.x; item < HEAD_DIM * ((count + 3) / 4); item += THREADS) {
+    const uint i = item % HEAD_DIM, quad = item / HEAD_DIM, segment = i / n;
+    vec4 left = vec4(0.0);
+    [[unroll]] for (uint c = 0; c < 4; ++c) {
+      const uint a = 4 * quad + c;
+      if (a >= count) continue;
+      const uint codes = pool[codes_at(chosen[segment * TOKENS + a], i / 4, a)];
+      const float z = book[centroids_at(segment) + (codes >> (i % 4 * 8) & 0xffu)];
+      precise const float decoded = scale[segment * TOKENS + a] * z;
+      precise const float difference = y_tile[i * kPitch + a] - decoded;
+      left[c] = difference;
+    }
+    x_tile[i * kQuads + quad] = left;
+  }
+}
+
+void measure_residual() {
+  for (uint a = gl_LocalInvocationID.x; a < count; a += THREADS) {
+    precise float sum = 0.0;
+    [[dont_unroll]] for (uint i = 0; i < HEAD_DIM; ++i) {
+      const float left = x_tile[i * kQuads + a / 4][a % 4];
+      precise const float square = left * left;
+      sum = sum + square;
+    }
+    norm_code[a] = nearest_scale(16, sum, 1.0, true);
+  }
+}
+
+void pack_signs(uint at) {
+  const uvec2 units = units_of(HEAD_DIM);
+  for (uint f = units.x + gl_LocalInvocationID.x; f < units.x + units.y; f += THREADS) {
+    uint word = 0, mask = 0;
+    [[dont_unroll]] for (uint e = 0; e < 32; ++e) {
+      const uint token = (f * 32 + e) / HEAD_DIM;
+      if (!is_new(token)) continue;
+      word |= pool[(f * 32 + e) % HEAD_DIM * TOKENS + token - first_token] << e;
+      mask |= 1u << e;
+    }
+    merge_word(at + f, word, mask);
+  }
+}
+
+void encode_residual(uint side_at) {
+  const uint at = side_at + kv_signs_at(n, segments, bits_0, bits_1, scale_bits);
+  load_panel(projection, 0, 0);
+  find_residual();
+  float made[TILE];
+  multiply(projection, 0, made);
+  measure_residual();
+  barrier();
+  const uint i = gl_LocalInvocationID.x % HEAD_DIM, tile = gl_LocalInvocationID.x / HEAD_DIM;
+  [[unroll]] for (uint c = 0; c < TILE; ++c) {
+    if (TILE * tile + c < count) pool[i * TOKENS + TILE * tile + c] = made[c] >= 0.0 ? 1 : 0;
+  }
+  barrier();
+  pack_signs(at);
+  pack_numbers(at + HEAD_DIM, 16, 0, true);
+}
+
+// The new tokens from position `begin` on, whose rows of k and v begin with `row`.
+void encode(uint row, uint begin, uint side_at) {
+  Words transform = k_transform;
+  if (is_v) transform = v_transform;
+  const uint transform_at = (flags & TRANSFORM_OF_HEAD) != 0 ? head * HEAD_DIM * HEAD_DIM : 0;
+  const bool transforms = (flags & HAS_TRANSFORM) != 0;
+  if (transforms) load_panel(transform, transform_at, 0);
+  load_codebook();
+  load_tokens(row, begin);
+  if (transforms) transform_tokens(transform, transform_at);
+  barrier();
+  if (bits_0 <= 8) {
+    const uint candidates = scale_kind == SCALE_SEARCHED ? CANDIDATES : 1;
+    measure();
+    barrier();
+    quantize(candidates);
+    barrier();
+    if (scale_kind == SCALE_CORRECTED || scale_kind == SCALE_SEARCHED) {
+      sum_products(candidates);
+      barrier();
+      choose_scales();
+      barrier();
+    }
+  }
+  pack_all_codes(side_at);
+  if (scale_bits > 0) {
+    const uint scales_at = side_at + kv_scales_at(n, segments, bits_0, bits_1);
+    for (uint segment = 0; segment < segments; ++segment) {
+      pack_numbers(scales_at + segment * scale_bits, scale_bits, segment, false);
+    }
+  }
+  if (!is_v && QJL != 0) encode_residual(side_at);
+}
+
+void main() {
+  heads = gl_NumWorkGroups.y / 2;
+  head = gl_WorkGroupID.y / 2;
+  choose_side((gl_WorkGroupID.y & 1) != 0);
+  const uint sequence = gl_WorkGroupID.z;
+  const uint row = uint(appends.at[3 * sequence]), start = uint(appends.at[3 * sequence + 1]);
+  const uint end = start + uint(appends.at[3 * sequence + 2]);
+  if (start == end) return;
+  const uint k_words =
+      kv_side_words(HEAD_DIM / K_SEGMENTS, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL);
+  const uint v_words = kv_side_words(HEAD_DIM / V_SEGMENTS, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0);
+  for (uint piece = start / TOKENS + gl_WorkGroupID.x; piece * TOKENS < end; piece += gl_NumWorkGroups.x) {
+    const uint begin = max(start, piece * TOKENS);
+    count = min(end, (piece + 1) * TOKENS) - begin;
+    first_token = begin % KV_BLOCK;
+    const uint block = (sequence * heads + head) * blocks + begin / KV_BLOCK;
+    encode(row + begin - start, begin, block * (k_words + v_words) + (is_v ? k_words : 0));
+    barrier();  // before the next piece comes
+  }
+}

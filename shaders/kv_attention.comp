@@ -1,0 +1,588 @@
+#version 450
+// Attention of a few queries over the quantized cache of their sequence, in one pass (runtime/kv_operations.h):
+//   score = s_k (q . y^_k) + sqrt(pi / 2) / d x r (projected . sigma) + bias
+//   out   = transform (sum_j p_j s_v y^_v / sum_j p_j) + mean,  p = softmax(score),  d = HEAD_DIM
+//
+//   q, projected [sequences x QUERIES, heads, d] f32, bias [sequences x QUERIES, heads, capacity] f32
+//   cache [sequences, heads, blocks, block words] (kv_layout.h), lengths [sequences] i32
+//   transform [heads or 1, d, d], mean [heads, d] f32 -> out [sequences x QUERIES, heads, d] any
+//
+// A workgroup takes one head of one sequence, and with SPLIT a run of its blocks (grid: heads, sequences, splits).
+// An invocation owns TOKENS tokens of a block, one of PARTS parts of their values: whole units of 32 codes of K and V,
+// nearly always one of each. It keeps its share of q and of the sum in registers and has an online softmax of its own
+// (Milakov & Gimelshein 2018), so that nothing passes between invocations but the parts' shares of a score, by
+// shuffles, until all is merged at the end. Neighbouring invocations read neighbouring words. Each has its next words
+// of K on the way while it adds up values, and those of V while it scores.
+//
+// What bounds it is unpacking. A code costs 1.4 to 1.6 integer operations (bytes of four codes are masked out of a word
+// at once, then taken one by one), one lookup of its centroid in shared memory, and one fma for each query: 3.5 to 3.6
+// instructions. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
+// entry is broadcast. Lookups are the limit where a subgroup's takes a cycle of a multiprocessor and 4 others are
+// issued meanwhile. Tables of pairs of codes would halve the integer operations, but read as many bytes and must be
+// copied for each bank; choosing among 8 or 16 registers takes 7 or 15 instructions; a polynomial through the centroids
+// as many.
+//
+// The largest score is followed loosely: sums shrink only when a score is more than SLACK above what they are relative
+// to, which is rare, for fp32 keeps its precision over such a range.
+//
+// Everything is unrolled, for what is in registers has no index; ROLLED is for drivers that run on the CPU, whose
+// compilers take long over that and whose registers are memory.
+//
+// variant: whole
+// variant: split -DSPLIT
+// variant: whole_rolled -DROLLED
+// variant: split_rolled -DSPLIT -DROLLED
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+#include "dtype.glsl"
+#include "kv_layout.h"
+#include "kv_scale.h"
+#include "reduce.glsl"
+
+#ifdef ROLLED
+#define UNROLL [[dont_unroll]]
+#else
+#define UNROLL [[unroll]]
+#endif
+
+layout(local_size_x_id = 0) in;
+
+layout(constant_id = 0) const uint THREADS = 128;  // a multiple of the invocations that share a block
+layout(constant_id = 1) const uint HEAD_DIM = 64;
+layout(constant_id = 2) const uint QUERIES = 1;  // of a sequence, 1 to 4
+layout(constant_id = 3) const uint TOKENS = 1;   // of an invocation; 1, or whole groups of tokens
+layout(constant_id = 4) const uint PARTS = 2;    // of a token: a power of two, no more than a subgroup; TOKENS is 1 or PARTS is
+layout(constant_id = 5) const uint K_SEGMENTS = 1;
+layout(constant_id = 6) const uint K_BITS_0 = 3;
+layout(constant_id = 7) const uint K_BITS_1 = 0;
+layout(constant_id = 8) const uint K_SCALE_BITS = 16;
+layout(constant_id = 9) const uint QJL = 0;
+layout(constant_id = 10) const uint V_SEGMENTS = 1;
+layout(constant_id = 11) const uint V_BITS_0 = 4;
+layout(constant_id = 12) const uint V_BITS_1 = 0;
+layout(constant_id = 13) const uint V_SCALE_BITS = 16;
+layout(constant_id = 14) const uint FLAGS = 0;
+layout(constant_id = 15) const uint RESULT_DTYPE = DTYPE_F32;
+layout(constant_id = 16) const uint MERGED = 16;  // values merged at a time; divides those of an invocation
+
+// FLAGS
+const uint HAS_BIAS = 1;
+const uint HAS_TRANSFORM = 2;
+const uint TRANSFORM_OF_HEAD = 4;  // one for each head
+const uint HAS_MEAN = 8;
+const uint K_CODEBOOK_OF_HEAD = 16;
+const uint V_CODEBOOK_OF_HEAD = 32;
+
+layout(buffer_reference, scalar, buffer_reference_align = 4) restrict readonly buffer CacheWords { uint at[]; };
+// Shared between workgroups while they run: COUNTERS of arrivals, zero at rest, then [head of a sequence][split][query]
+// of a largest score, a sum of weights and HEAD_DIM sums of values.
+layout(buffer_reference, scalar, buffer_reference_align = 4) coherent buffer Scratch { uint at[]; };
+
+layout(push_constant, scalar) uniform Push {
+  Words q;
+  Words projected;
+  Words bias;
+  uvec2 cache;
+  Ints lengths;
+  Words k_codebook;
+  Words v_codebook;
+  Words transform;
+  Words mean;
+  Words result;
+  Scratch scratch;
+  uint blocks;  // of a sequence and head
+};
+
+const float kLog2E = 1.44269504089;
+const float kRootOfHalfPi = 1.25331413732;
+const float kLowest = -1e30;  // below every score; finite, because infinities need not work
+const float SLACK = 16.0;     // in units of log 2
+const uint COUNTERS = 16384;
+
+// Units, words and values of an invocation. "Values" counts both segments.
+const uint K_N = HEAD_DIM / K_SEGMENTS;
+const uint V_N = HEAD_DIM / V_SEGMENTS;
+const uint kValues = HEAD_DIM / PARTS;
+const uint kKValues = K_N / PARTS;  // of one segment
+const uint kVValues = V_N / PARTS;
+const uint kKUnits = kKValues * TOKENS / 32;  // of one segment
+const uint kVUnits = kVValues * TOKENS / 32;
+const uint kSignUnits = kValues * TOKENS / 32;
+const uint kKWords = kKUnits * (K_BITS_0 + (K_SEGMENTS == 2 ? K_BITS_1 : 0));
+const uint kVWords = kVUnits * (V_BITS_0 + (V_SEGMENTS == 2 ? V_BITS_1 : 0));
+const uint kSignsAt = kKWords + kVWords;
+const uint kWords = kSignsAt + (QJL != 0 ? kSignUnits : 0);
+const uint kMostNumberWords = TOKENS * 16 / 32 > 1 ? TOKENS * 16 / 32 : 1;  // of scales of one segment, of norms
+const uint kScores = QUERIES * TOKENS;
+const uint kInvocations = KV_BLOCK / TOKENS * PARTS;  // that share a block
+const uint kBlocksAtOnce = THREADS / kInvocations;
+const bool kHoldsQueries = QUERIES * kValues <= 64;  // in registers; else they are in shared memory
+const uint kHeld = kHoldsQueries ? QUERIES * kValues : 1;
+const uint kHeldProjected = QJL != 0 ? kHeld : 1;
+const uint kSharedPart = QUERIES * kValues + 1;  // of a part's queries in shared memory; odd, so that banks differ
+const uint kShared = kHoldsQueries ? 1 : PARTS * kSharedPart;
+const uint kSharedProjected = QJL != 0 ? kShared : 1;
+
+shared float book[64];  // centroids: 16 of each segment of K, then of V
+shared float shared_q[kShared];
+shared float shared_projected[kSharedProjected];
+shared float merge_buffer[MERGED * (THREADS + 1)];  // [value][invocation]
+shared float merged[HEAD_DIM];
+shared float weight_of_split[THREADS];
+shared uint arrived;  // workgroups of this head and sequence that were here before
+
+float held_q[kHeld];  // [query][value], in units of log 2
+float held_projected[kHeldProjected];
+float sums[QUERIES * kValues];  // [query][value]
+float largest[QUERIES];         // of the scores, loosely, in units of log 2
+float total[QUERIES];           // of exp2(score - largest)
+uint words[kWords];             // of K's units, V's, and signs
+uint k_numbers[2 * kMostNumberWords];  // scales, by segment
+uint v_numbers[2 * kMostNumberWords];
+uint norm_numbers[kMostNumberWords];
+float biases[kScores];  // [query][token]
+float unit_values[32];  // of the unit in hand
+
+uint head, sequence, part;
+uint place;  // of the first of this invocation's tokens in its block
+uint first_row() { return sequence * QUERIES; }
+uint row_of(uint query) { return (first_row() + query) * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
+
+uvec2 advance(uvec2 address, uint bytes) {
+  uint carry;
+  const uint low = uaddCarry(address.x, bytes, carry);
+  return uvec2(low, address.y + carry);
+}
+CacheWords words_at(uvec2 block, uint word) { return CacheWords(advance(block, 4 * word)); }
+
+const uint kKSide = 0;
+const uint kVSide = 1;
+uint k_block_words() { return kv_side_words(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL); }
+uint v_block_words() { return kv_side_words(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0); }
+uint k_scales_at() { return kv_scales_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1); }
+uint v_scales_at() { return k_block_words() + kv_scales_at(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1); }
+uint signs_at() { return kv_signs_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS); }
+
+// The value in a segment of n, and in all, that is number i of this invocation's.
+uint value_of(uint n, uint i) { return i / (n / PARTS) * n + part * (n / PARTS) + i % (n / PARTS); }
+
+// Tables and queries.
+
+void load_book(Words codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint at) {
+  const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
+  const uint first = of_head ? head * size : 0;
+  for (uint i = gl_LocalInvocationID.x; i < 16 * segments; i += THREADS) {
+    const uint code = i % 16;
+    if (code >> (i < 16 ? bits_0 : bits_1) != 0) continue;
+    book[at + i] = uintBitsToFloat(codebook.at[first + (i < 16 ? 0 : second) + code]);
+  }
+}
+
+void load_queries() {
+  UNROLL for (uint i = 0; i < QUERIES * kValues; ++i) {
+    const uint row = row_of(i / kValues) * HEAD_DIM, j = i % kValues;
+    if (kHoldsQueries) {
+      held_q[i] = uintBitsToFloat(q.at[row + value_of(K_N, j)]) * kLog2E;
+      if (QJL != 0) held_projected[i] = uintBitsToFloat(projected.at[row + value_of(HEAD_DIM, j)]) * kLog2E;
+    }
+  }
+}
+
+void share_queries() {
+  for (uint i = gl_LocalInvocationID.x; i < QUERIES * HEAD_DIM; i += THREADS) {
+    const uint query = i / HEAD_DIM, value = i % HEAD_DIM, row = row_of(query) * HEAD_DIM;
+    const uint in_segment = value % K_N, of_part = in_segment / kKValues;
+    const uint j = value / K_N * kKValues + in_segment % kKValues;
+    shared_q[of_part * kSharedPart + query * kValues + j] = uintBitsToFloat(q.at[row + value]) * kLog2E;
+    if (QJL != 0) {
+      shared_projected[value / kValues * kSharedPart + query * kValues + value % kValues] =
+          uintBitsToFloat(projected.at[row + value]) * kLog2E;
+    }
+  }
+}
+
+float query_value(uint i) { return kHoldsQueries ? held_q[i] : shared_q[part * kSharedPart + i]; }
+float projected_value(uint i) {
+  return kHoldsQueries ? held_projected[i] : shared_projected[part * kSharedPart + i];
+}
+
+// From memory to registers. `block` is the address of a block's first word; words[at] is the first to fill.
+
+void load_units(uvec2 block, uint segment_at, uint n, uint bits, uint units, uint at) {
+  CacheWords source = words_at(block, (place * PARTS / TOKENS + part) * units);
+  UNROLL for (uint u = 0; u < units; ++u) {
+    UNROLL for (uint w = 0; w < bits; ++w) words[at + u * bits + w] = source.at[segment_at + w * n + u];
+  }
+}
+
+// Words of `bits` bits a token from word `at` on that hold those of this invocation's tokens.
+uint number_words(uint bits) { return TOKENS * bits > 32 ? TOKENS * bits / 32 : bits != 0 ? 1 : 0; }
+
+void load_keys(uvec2 block, uint token) {
+  load_units(block, 0, K_N, K_BITS_0, kKUnits, 0);
+  if (K_SEGMENTS == 2) load_units(block, K_N * K_BITS_0, K_N, K_BITS_1, kKUnits, kKUnits * K_BITS_0);
+  CacheWords scales = words_at(block, kv_scale_word(K_SCALE_BITS, place));
+  UNROLL for (uint s = 0; s < K_SEGMENTS; ++s) {
+    UNROLL for (uint i = 0; i < number_words(K_SCALE_BITS); ++i) {
+      k_numbers[s * kMostNumberWords + i] = scales.at[k_scales_at() + s * K_SCALE_BITS + i];
+    }
+  }
+  if (QJL != 0) {
+    load_units(block, signs_at(), HEAD_DIM, 1, kSignUnits, kSignsAt);
+    CacheWords norms = words_at(block, kv_scale_word(16, place));
+    UNROLL for (uint i = 0; i < number_words(16); ++i) norm_numbers[i] = norms.at[signs_at() + HEAD_DIM + i];
+  }
+  if ((FLAGS & HAS_BIAS) != 0) {
+    UNROLL for (uint i = 0; i < kScores; ++i) {
+      biases[i] = uintBitsToFloat(bias.at[row_of(i / TOKENS) * blocks * KV_BLOCK + token + i % TOKENS]) * kLog2E;
+    }
+  }
+}
+
+void load_values(uvec2 block) {
+  load_units(block, k_block_words(), V_N, V_BITS_0, kVUnits, kKWords);
+  if (V_SEGMENTS == 2)
+    load_units(block, k_block_words() + V_N * V_BITS_0, V_N, V_BITS_1, kVUnits, kKWords + kVUnits * V_BITS_0);
+  CacheWords scales = words_at(block, kv_scale_word(V_SCALE_BITS, place));
+  UNROLL for (uint s = 0; s < V_SEGMENTS; ++s) {
+    UNROLL for (uint i = 0; i < number_words(V_SCALE_BITS); ++i) {
+      v_numbers[s * kMostNumberWords + i] = scales.at[v_scales_at() + s * V_SCALE_BITS + i];
+    }
+  }
+}
+
+// From registers to numbers.
+
+// That of this invocation's token t, among words from load_keys or load_values.
+float number_of(uint bits, uint word, uint t) {
+  const uint shift = kv_scale_shift(bits, place) + t * bits % 32;
+  return kv_scale_value(bits, word >> shift & (bits == 16 ? 0xffffu : 0xffu));
+}
+float k_scale(uint segment, uint t) {
+  if (K_SCALE_BITS == 0) return 1.0;
+  return number_of(K_SCALE_BITS, k_numbers[segment * kMostNumberWords + t * K_SCALE_BITS / 32], t);
+}
+float v_scale(uint segment, uint t) {
+  if (V_SCALE_BITS == 0) return 1.0;
+  return number_of(V_SCALE_BITS, v_numbers[segment * kMostNumberWords + t * V_SCALE_BITS / 32], t);
+}
+
+// Fours of a unit of codes: byte j of plane k of word w is element w x (32 / field) + j x (8 / field) + k.
+void unpack_codes(uint bits, uint book_at, uint at) {
+  const uint field = bits == 3 ? 4 : bits;  // 3-bit codes lie in the nibbles of four words
+  const uint all = ((1u << bits) - 1) * 0x01010101u;
+  UNROLL for (uint w = 0; w < field; ++w) {
+    uint word = words[at + (w < bits ? w : 0)];
+    if (w == bits) {  // the fourth word of 3-bit codes is the others' high bits
+      word = word >> 3 & 0x11111111u | words[at + 1] >> 2 & 0x22222222u | words[at + 2] >> 1 & 0x44444444u;
+    }
+    UNROLL for (uint k = 0; k < 8 / field; ++k) {
+      const uint plane = word >> (field * k) & all;
+      UNROLL for (uint j = 0; j < 4; ++j) {
+        unit_values[w * (32 / field) + j * (8 / field) + k] = book[book_at + (plane >> (8 * j) & 0xffu)];
+      }
+    }
+  }
+}
+
+// The 32 values of the unit whose first word is words[at], to unit_values.
+void unpack_unit(uint bits, uint book_at, uint at) {
+  if (bits <= 4) unpack_codes(bits, book_at, at);
+  if (bits < 8) return;
+  UNROLL for (uint w = 0; w < bits; ++w) {
+    const uint word = words[at + w];
+    if (bits == 8) {
+      UNROLL for (uint j = 0; j < 4; ++j) unit_values[4 * w + j] = float(int(word << (24 - 8 * j)) >> 24);
+    } else if (bits == 16) {
+      const vec2 pair = unpackHalf2x16(word);
+      unit_values[2 * w] = pair.x;
+      unit_values[2 * w + 1] = pair.y;
+    } else {
+      unit_values[w] = uintBitsToFloat(word);
+    }
+  }
+}
+
+// Scores, in units of log 2: this part's share of them.
+
+// Adds the products of one segment; words[at] is its first.
+void score_segment(uint segment, uint bits, uint at, inout float scores[kScores]) {
+  float dots[2 * kScores];  // two sums each, so that an fma does not wait for the one before
+  UNROLL for (uint i = 0; i < 2 * kScores; ++i) dots[i] = 0.0;
+  UNROLL for (uint u = 0; u < kKUnits; ++u) {
+    unpack_unit(bits, 16 * segment, at + u * bits);
+    UNROLL for (uint e = 0; e < 32; ++e) {
+      const uint t = (32 * u + e) / kKValues, i = segment * kKValues + (32 * u + e) % kKValues;
+      UNROLL for (uint r = 0; r < QUERIES; ++r) {
+        const uint sum = 2 * (r * TOKENS + t) + e % 2;
+        dots[sum] = fma(query_value(r * kValues + i), unit_values[e], dots[sum]);
+      }
+    }
+  }
+  UNROLL for (uint i = 0; i < kScores; ++i) {
+    scores[i] += k_scale(segment, i % TOKENS) * (dots[2 * i] + dots[2 * i + 1]);
+  }
+}
+
+void score_signs(inout float scores[kScores]) {
+  float dots[kScores];
+  UNROLL for (uint i = 0; i < kScores; ++i) dots[i] = 0.0;
+  UNROLL for (uint u = 0; u < kSignUnits; ++u) {
+    const uint minus = ~words[kSignsAt + u];
+    UNROLL for (uint e = 0; e < 32; ++e) {
+      const uint t = (32 * u + e) / kValues, i = (32 * u + e) % kValues;
+      const uint sign = minus << (31 - e) & 0x80000000u;
+      UNROLL for (uint r = 0; r < QUERIES; ++r) {
+        dots[r * TOKENS + t] += uintBitsToFloat(floatBitsToUint(projected_value(r * kValues + i)) ^ sign);
+      }
+    }
+  }
+  UNROLL for (uint i = 0; i < kScores; ++i) {
+    const float norm = number_of(16, norm_numbers[i % TOKENS / 2], i % TOKENS);
+    scores[i] += kRootOfHalfPi / float(HEAD_DIM) * norm * dots[i];
+  }
+}
+
+void score_tokens(out float scores[kScores]) {
+  UNROLL for (uint i = 0; i < kScores; ++i) scores[i] = 0.0;
+  score_segment(0, K_BITS_0, 0, scores);
+  if (K_SEGMENTS == 2) score_segment(1, K_BITS_1, kKUnits * K_BITS_0, scores);
+  if (QJL != 0) score_signs(scores);
+}
+
+// The softmax and the sum. An invocation's tokens begin with `token`; those from `end` on do not count.
+
+void weigh(uint token, uint end, inout float scores[kScores]) {
+  UNROLL for (uint r = 0; r < QUERIES; ++r) {
+    float highest = kLowest;
+    UNROLL for (uint t = 0; t < TOKENS; ++t) {
+      if (token + t < end) highest = max(highest, scores[r * TOKENS + t]);
+    }
+    if (highest > largest[r] + SLACK) {
+      const float shrink = exp2(largest[r] - highest);
+      largest[r] = highest;
+      total[r] *= shrink;
+      UNROLL for (uint i = 0; i < kValues; ++i) sums[r * kValues + i] *= shrink;
+    }
+    UNROLL for (uint t = 0; t < TOKENS; ++t) {
+      const uint i = r * TOKENS + t;
+      scores[i] = token + t < end ? exp2(scores[i] - largest[r]) : 0.0;
+      total[r] += scores[i];
+    }
+  }
+}
+
+void add_segment(uint segment, uint bits, uint at, uint counted, float weights[kScores]) {
+  UNROLL for (uint i = 0; i < kScores; ++i) {
+    // The scale of a token that does not count may be anything.
+    weights[i] = i % TOKENS < counted ? weights[i] * v_scale(segment, i % TOKENS) : 0.0;
+  }
+  UNROLL for (uint u = 0; u < kVUnits; ++u) {
+    unpack_unit(bits, 32 + 16 * segment, at + u * bits);
+    UNROLL for (uint e = 0; e < 32; ++e) {
+      const uint t = (32 * u + e) / kVValues, i = segment * kVValues + (32 * u + e) % kVValues;
+      const float value = bits < 16 || TOKENS == 1 || t < counted ? unit_values[e] : 0.0;  // and so may be a float
+      UNROLL for (uint r = 0; r < QUERIES; ++r) {
+        sums[r * kValues + i] = fma(weights[r * TOKENS + t], value, sums[r * kValues + i]);
+      }
+    }
+  }
+}
+
+void add_values(uint counted, float weights[kScores]) {
+  add_segment(0, V_BITS_0, kKWords, counted, weights);
+  if (V_SEGMENTS == 2) add_segment(1, V_BITS_1, kKWords + kVUnits * V_BITS_0, counted, weights);
+}
+
+// Blocks first .. end of the sequence, of which the tokens before `length` count.
+void attend(uint first, uint end, uint length) {
+  const uint block_words = k_block_words() + v_block_words();
+  const uint slot = gl_LocalInvocationID.x / kInvocations;
+  uint high, low;
+  umulExtended((sequence * gl_NumWorkGroups.x + head) * blocks + first + slot, 4 * block_words, high, low);
+  uvec2 block = advance(cache, low) + uvec2(0, high);
+  uint index = first + slot, token = index * KV_BLOCK + place;
+  if (index < end) {
+    load_keys(block, token);
+    load_values(block);
+  }
+  for (uint round = first; round < end; round += kBlocksAtOnce) {
+    float scores[kScores];
+    score_tokens(scores);
+    UNROLL for (uint i = 0; i < kScores; ++i) {
+      UNROLL for (uint step = 1; step < PARTS; step *= 2) scores[i] += subgroupShuffleXor(scores[i], step);
+      if ((FLAGS & HAS_BIAS) != 0) scores[i] += biases[i];
+    }
+    block = advance(block, 4 * kBlocksAtOnce * block_words);
+    index += kBlocksAtOnce;
+    if (index < end) load_keys(block, token + kBlocksAtOnce * KV_BLOCK);
+    weigh(token, length, scores);
+    if (token < length) add_values(length - token, scores);
+    if (index < end) load_values(block);
+    token += kBlocksAtOnce * KV_BLOCK;
+  }
+}
+
+// Merging: all of a workgroup's sums of a query to `merged`.
+
+struct Softmax {
+  float largest, total;
+};
+
+Softmax merge_invocations(uint query) {
+  Softmax all;
+  all.largest = workgroup_max(largest[query]);
+  const float share = exp2(largest[query] - all.largest);
+  all.total = workgroup_sum(part == 0 ? share * total[query] : 0.0);
+  UNROLL for (uint base = 0; base < kValues; base += MERGED) {
+    barrier();
+    UNROLL for (uint i = 0; i < MERGED; ++i) {
+      merge_buffer[i * (THREADS + 1) + gl_LocalInvocationID.x] = share * sums[query * kValues + base + i];
+    }
+    barrier();
+    for (uint item = gl_LocalInvocationID.x; item < MERGED * PARTS; item += THREADS) {
+      const uint i = item / PARTS, of_part = item % PARTS, j = base + i;
+      float sum = 0.0;
+      for (uint other = of_part; other < THREADS; other += PARTS) sum += merge_buffer[i * (THREADS + 1) + other];
+      merged[j / kVValues * V_N + of_part * kVValues + j % kVValues] = sum;
+    }
+  }
+  barrier();
+  return all;
+}
+
+// out = transform merged / total + mean
+void finish(uint query, float sum_of_weights) {
+  const bool is_empty = lengths.at[sequence] == 0;
+  const float scale = 1.0 / sum_of_weights;
+  for (uint i = 2 * gl_LocalInvocationID.x; i < HEAD_DIM; i += 2 * THREADS) {
+    vec2 value = vec2(merged[i], merged[i + 1]);
+    if ((FLAGS & HAS_TRANSFORM) != 0) {
+      const uint at = ((FLAGS & TRANSFORM_OF_HEAD) != 0 ? head * HEAD_DIM + i : i) * HEAD_DIM;
+      value = vec2(0.0);
+      for (uint j = 0; j < HEAD_DIM; j += 4) {
+        const vec4 x = vec4(merged[j], merged[j + 1], merged[j + 2], merged[j + 3]);
+        value.x += dot(load4(transform, DTYPE_F32, at + j), x);
+        value.y += dot(load4(transform, DTYPE_F32, at + HEAD_DIM + j), x);
+      }
+    }
+    value *= scale;
+    if ((FLAGS & HAS_MEAN) != 0) value += load2(mean, DTYPE_F32, head * HEAD_DIM + i);
+    store2(result, RESULT_DTYPE, row_of(query) * HEAD_DIM + i, is_empty ? vec2(0.0) : value);
+  }
+}
+
+#ifdef SPLIT
+const uint kPartial = HEAD_DIM + 2;
+const uint kSlices = THREADS / HEAD_DIM > 1 ? THREADS / HEAD_DIM : 1;  // runs of splits that are merged side by side
+
+uint tile_index() { return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
+uint partial_at(uint split, uint query) {
+  return COUNTERS + ((tile_index() * gl_NumWorkGroups.z + split) * QUERIES + query) * kPartial;
+}
+
+void store_partial(uint query, Softmax softmax) {
+  const uint at = partial_at(gl_WorkGroupID.z, query);
+  if (gl_LocalInvocationID.x == 0) {
+    scratch.at[at] = floatBitsToUint(softmax.largest);
+    scratch.at[at + 1] = floatBitsToUint(softmax.total);
+  }
+  for (uint i = gl_LocalInvocationID.x; i < HEAD_DIM; i += THREADS) scratch.at[at + 2 + i] = floatBitsToUint(merged[i]);
+}
+
+// Whether this workgroup is the last of its head and sequence to have stored its partial sums, which it then sees all.
+bool is_last() {
+  memoryBarrierBuffer();
+  barrier();  // every invocation's sums are there before the first one counts this workgroup
+  if (gl_LocalInvocationID.x == 0) {
+    arrived = atomicAdd(scratch.at[tile_index()], 1);
+    if (arrived == gl_NumWorkGroups.z - 1) scratch.at[tile_index()] = 0;
+  }
+  memoryBarrierBuffer();
+  barrier();
+  memoryBarrierBuffer();
+  return arrived == gl_NumWorkGroups.z - 1;
+}
+
+// The splits' partial sums, in ascending order, to `merged`; returns the sum of weights. There are at most THREADS.
+float merge_splits(uint query) {
+  const uint splits = gl_NumWorkGroups.z, own = gl_LocalInvocationID.x;
+  Softmax softmax = Softmax(kLowest, 0.0);
+  if (own < splits) {
+    softmax.largest = uintBitsToFloat(scratch.at[partial_at(own, query)]);
+    softmax.total = uintBitsToFloat(scratch.at[partial_at(own, query) + 1]);
+  }
+  const float share = exp2(softmax.largest - workgroup_max(softmax.largest));
+  weight_of_split[own] = share;
+  const float sum_of_weights = workgroup_sum(share * softmax.total);  // with barriers
+  const uint run = (splits + kSlices - 1) / kSlices;
+  for (uint item = own; item < kSlices * HEAD_DIM; item += THREADS) {
+    const uint i = item % HEAD_DIM, end = min((item / HEAD_DIM + 1) * run, splits);
+    float sum = 0.0;
+    const uint AT_ONCE = 4;
+    for (uint first = item / HEAD_DIM * run; first < end; first += AT_ONCE) {
+      float value[AT_ONCE];
+      UNROLL for (uint s = 0; s < AT_ONCE; ++s) {
+        value[s] = uintBitsToFloat(scratch.at[partial_at(min(first + s, end - 1), query) + 2 + i]);
+      }
+      UNROLL for (uint s = 0; s < AT_ONCE; ++s) {
+        if (first + s < end) sum = fma(weight_of_split[first + s], value[s], sum);
+      }
+    }
+    merge_buffer[item] = sum;
+  }
+  barrier();
+  for (uint i = own; i < HEAD_DIM; i += THREADS) {
+    merged[i] = merge_buffer[i];
+    for (uint slice = 1; slice < kSlices; ++slice) merged[i] += merge_buffer[slice * HEAD_DIM + i];
+  }
+  barrier();
+  return sum_of_weights;
+}
+#endif
+
+void main() {
+  head = gl_WorkGroupID.x;
+  sequence = gl_WorkGroupID.y;
+  const uint within = gl_LocalInvocationID.x % kInvocations;
+  part = within % PARTS;
+  place = within / PARTS * TOKENS;
+  const uint length = uint(lengths.at[sequence]), used = (length + KV_BLOCK - 1) / KV_BLOCK;
+  const uint run = (used + gl_NumWorkGroups.z - 1) / gl_NumWorkGroups.z;
+  const uint first = min(gl_WorkGroupID.z * run, used), end = min(first + run, used);
+
+  if (K_BITS_0 <= 4)
+    load_book(k_codebook, (FLAGS & K_CODEBOOK_OF_HEAD) != 0, K_SEGMENTS, K_BITS_0, K_BITS_1, 0);
+  if (V_BITS_0 <= 4)
+    load_book(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 32);
+  if (kHoldsQueries) {
+    load_queries();
+  } else {
+    share_queries();
+  }
+  UNROLL for (uint r = 0; r < QUERIES; ++r) {
+    largest[r] = kLowest;
+    total[r] = 0.0;
+  }
+  UNROLL for (uint i = 0; i < QUERIES * kValues; ++i) sums[i] = 0.0;
+  UNROLL for (uint i = 0; i < kWords; ++i) words[i] = 0;
+  barrier();
+  attend(first, end, min(length, end * KV_BLOCK));
+
+#ifdef SPLIT
+  UNROLL for (uint r = 0; r < QUERIES; ++r) store_partial(r, merge_invocations(r));
+  if (!is_last()) return;
+  for (uint r = 0; r < QUERIES; ++r) {
+    finish(r, merge_splits(r));
+    barrier();
+  }
+#else
+  UNROLL for (uint r = 0; r < QUERIES; ++r) {
+    const Softmax softmax = merge_invocations(r);
+    finish(r, softmax.total);
+    barrier();
+  }
+#endif
+}

@@ -1,0 +1,322 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numbers>
+
+#include <fmt/format.h>
+#include <catch2/catch_test_macros.hpp>
+
+#include "shaders/include/kv_scale.h"
+#include "tests/conformance/kv_data.h"
+#include "tests/rope_table.h"
+
+namespace turboesm::conformance {
+namespace {
+
+// ---- kv_query -------------------------------------------------------------------------------------------------------
+
+struct QueryParts {
+  bool transform, shared, projection, position;
+  DType stored_position = DType::f32;
+};
+
+void add_query(Harness& harness, DType dtype, uint32_t rows, uint32_t heads, uint32_t head_dim, QueryParts parts) {
+  Rng& rng = harness.rng();
+  const std::string what =
+      fmt::format("{} rows, {} heads of {}{}{}{}", rows, heads, head_dim, parts.transform ? ", transform" : "",
+                  parts.projection ? ", projection" : "", parts.position ? ", position" : "");
+  harness.add(what, [&](Case& c) -> Operation {
+    const uint64_t width = uint64_t(heads) * head_dim, size = rows * width;
+    const Tolerance tolerance{3 * sum_error(head_dim)};
+    KvQuery a;
+    a.rows = rows, a.heads = heads, a.head_dim = head_dim;
+    a.q = c.input(dtype, rng.normals(size));
+    if (parts.transform) a.transform = c.input(DType::f32, random_matrices(rng, parts.shared ? 1 : heads, head_dim));
+    if (parts.projection) a.projection = c.input(DType::f32, rng.normals(uint64_t(head_dim) * head_dim));
+    if (parts.position) a.position_mean = c.input(DType::f32, rng.normals(width));
+    a.out = c.output(DType::f32, size, parts.transform ? tolerance : kExact);
+    if (parts.projection) a.projected = c.output(DType::f32, size, tolerance);
+    if (parts.position) {
+      const DType stored = parts.stored_position;
+      a.position = c.output(stored, size, rounded(stored, size, 1e-6));
+    }
+    return a;
+  });
+}
+
+// ---- kv_attention ---------------------------------------------------------------------------------------------------
+
+uint32_t f16_between(Rng& rng, float begin, float end) { return f16_from_f32(rng.uniform(begin, end)); }
+
+// A code for a scale near `size`, now and then that of 0, in 16 bits also as a subnormal number.
+uint32_t random_scale(Rng& rng, uint32_t scale_bits, float size) {
+  if (rng.below(40) == 0) return scale_bits == 16 && rng.coin() ? rng.below(0x400) : 0;
+  if (scale_bits == 16) return f16_between(rng, 0.5f * size, 2 * size);
+  return kv_scale_below(8, size * rng.uniform(0.5f, 2));
+}
+
+void set_bits(uint32_t& word, uint32_t shift, uint32_t bits, uint32_t value) {
+  const uint32_t mask = (~0u >> (32 - bits)) << shift;
+  word = (word & ~mask) | value << shift;
+}
+
+// Makes the numbers of a token sane in a block of random bits: codes may be any, but not scales, norms and floats.
+void tame(Rng& rng, const KvSide& side, uint32_t head_dim, uint32_t t, uint32_t* words) {
+  const uint32_t n = head_dim / side.segments, bits = side.bits[0];
+  for (uint32_t i = 0; i < n && bits >= 16; ++i) {
+    const float value = rng.uniform(-2, 2);
+    const uint32_t e = kv_element(n, t, i), w = e * bits / 32;
+    set_bits(words[kv_code_word(n, t, i, w)], e * bits % 32, bits,
+             bits == 16 ? f16_from_f32(rng.below(50) ? value : value * 0x1p-18f) : std::bit_cast<uint32_t>(value));
+  }
+  uint32_t* scales = words + kv_scales_at(n, side.segments, bits, side.bits[1]);
+  for (uint32_t segment = 0; segment < side.segments && side.scale_bits > 0; ++segment)
+    set_bits(scales[segment * side.scale_bits + kv_scale_word(side.scale_bits, t)], kv_scale_shift(side.scale_bits, t),
+             side.scale_bits,
+             random_scale(rng, side.scale_bits,
+                          bits == 8                       ? 1.0f / 64
+                          : side.scale == KvScale::absmax ? 0.25f
+                                                          : 1.0f));
+  if (side.qjl) {
+    uint32_t* norms = words + kv_signs_at(n, side.segments, bits, side.bits[1], side.scale_bits) + head_dim;
+    set_bits(norms[kv_scale_word(16, t)], kv_scale_shift(16, t), 16,
+             rng.below(20) ? f16_between(rng, 0.1f, 2) : rng.below(0x400));
+  }
+}
+
+// Random codes for the tokens of each sequence; behind its last one random bits, NaN and infinity among the floats.
+std::vector<int32_t> random_cache(Rng& rng, const KvFormat& format, uint32_t heads, uint32_t head_dim,
+                                  uint32_t capacity, const std::vector<uint32_t>& lengths) {
+  const uint64_t block_words = format.block_words(head_dim), row_words = capacity / KV_BLOCK * block_words;
+  std::vector<int32_t> cache = random_words(rng, lengths.size() * heads * row_words);
+  for (uint64_t row = 0; row < lengths.size() * heads; ++row)
+    for (uint32_t j = 0; j < lengths[row / heads]; ++j) {
+      uint32_t* block = reinterpret_cast<uint32_t*>(&cache[row * row_words + j / KV_BLOCK * block_words]);
+      tame(rng, format.k, head_dim, j % KV_BLOCK, block);
+      tame(rng, format.v, head_dim, j % KV_BLOCK, block + format.k.block_words(head_dim));
+    }
+  return cache;
+}
+
+struct AttentionParts {
+  bool bias, transform, mean, shared;
+};
+AttentionParts random_parts(Rng& rng) { return {rng.coin(), rng.coin(), rng.coin(), rng.coin()}; }
+
+void add_attention(Harness& harness, const NamedFormat& format, DType out, uint32_t queries, uint32_t heads,
+                   uint32_t head_dim, const std::vector<uint32_t>& lengths, AttentionParts parts) {
+  Rng& rng = harness.rng();
+  std::string what =
+      fmt::format("{}, {} queries, {} heads of {}{}{}{}, lengths", format.name, queries, heads, head_dim,
+                  parts.bias ? ", bias" : "", parts.transform ? ", transform" : "", parts.mean ? ", mean" : "");
+  for (const uint32_t length : lengths) what += fmt::format(" {}", length);
+  harness.add(what, [&](Case& c) -> Operation {
+    const KvFormat& f = format.format;
+    const uint32_t sequences = uint32_t(lengths.size()), longest = *std::max_element(lengths.begin(), lengths.end());
+    const uint32_t capacity = (longest / KV_BLOCK + 1 + rng.below(2)) * KV_BLOCK, copies = parts.shared ? 1 : heads;
+    const uint64_t rows = uint64_t(sequences) * queries, width = uint64_t(heads) * head_dim;
+    const uint64_t stored = rows * width;
+    KvAttention a;
+    a.format = f;
+    a.sequences = sequences, a.queries = queries, a.heads = heads, a.head_dim = head_dim, a.capacity = capacity;
+    a.q = c.input(DType::f32, rng.normals(stored, rng.pick({1.0f, 3.0f}) / std::sqrt(float(head_dim))));
+    a.cache = c.input(random_cache(rng, f, heads, head_dim, capacity, lengths));
+    a.lengths = c.input(std::vector<int32_t>(lengths.begin(), lengths.end()));
+    a.out = c.output(out, stored, rounded(out, stored, 5e-6));
+    if (f.k.qjl) a.projected = c.input(DType::f32, rng.normals(stored));
+    if (parts.bias) {
+      std::vector<float> bias = rng.normals(rows * heads * capacity);
+      for (uint64_t i = 0; i < bias.size(); ++i)  // behind the last token is no bias either
+        if (i % capacity >= lengths[i / capacity / heads / queries]) bias[i] = std::numeric_limits<float>::quiet_NaN();
+      a.bias = c.input(DType::f32, bias);
+    }
+    if (f.k.has_codebook()) a.k_codebook = c.input(DType::f32, random_codebook(rng, f.k, copies));
+    if (f.v.has_codebook()) a.v_codebook = c.input(DType::f32, random_codebook(rng, f.v, copies));
+    if (parts.transform) a.transform = c.input(DType::f32, random_matrices(rng, copies, head_dim));
+    if (parts.mean) a.mean = c.input(DType::f32, rng.normals(width, 0.1f));
+    for (const uint32_t length : lengths) a.cached_tokens += length;
+    return a;
+  });
+}
+
+constexpr uint32_t kContexts[] = {1, 31, 32, 33, 63, 64, 65};
+
+}  // namespace
+
+TEST_CASE("kv_query agrees with the oracle", "[conformance]") {
+  conform(52, Units::any, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    const auto coins = [&] {
+      return QueryParts{rng.coin(), rng.coin(), rng.coin(), rng.coin(), rng.pick(kFloatTypes)};
+    };
+    const auto add = [&](uint32_t head_dim) {
+      const DType dtype = rng.pick(kFloatTypes);
+      const QueryParts parts = coins();
+      for (const uint32_t rows : {1u, 2u, 3u, 31u, 64u, 65u})
+        add_query(harness, dtype, rows, rng.pick({1u, 2u, 3u, 20u}), head_dim, parts);
+      add_query(harness, DType::f32, 2, 20, head_dim, {true, false, true, true});
+      add_query(harness, DType::f32, 2, 20, head_dim, {true, true, true, false});
+      add_query(harness, DType::f16, 4, 2, head_dim, {false, false, false, false});
+    };
+    for (const uint32_t head_dim : kHeadDims) add(head_dim);
+    for (const uint32_t head_dim : kOtherHeadDims) add(head_dim);
+    add_query(harness, DType::f32, kManyRows, 1, 8, {true, true, false, true});
+    add_query(harness, DType::f32, 0, 2, 16, {true, true, true, true});
+  });
+}
+
+TEST_CASE("kv_attention agrees with the oracle", "[conformance]") {
+  conform(53, Units::any, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    const auto context = [&] { return rng.pick(kContexts); };
+    for (size_t i = 0; i < kv_formats().size(); ++i) {
+      const std::vector<uint32_t> head_dims = head_dims_for(harness, i);
+      for (const uint32_t head_dim : head_dims) {
+        // One kernel for all of these.
+        const NamedFormat& format = kv_formats()[i];
+        const DType out = rng.pick(kFloatTypes);
+        const uint32_t queries = rng.pick({1u, 2u});
+        const AttentionParts parts = random_parts(rng);
+        add_attention(harness, format, out, queries, rng.pick({1u, 2u, 3u}), head_dim, {context()}, parts);
+        add_attention(harness, format, out, queries, 2, head_dim, {context(), 0, rng.pick({2u, 100u, 150u}), context()},
+                      parts);
+        if (head_dim == head_dims[i % head_dims.size()])
+          add_attention(harness, format, out, queries, 1, head_dim, {rng.pick({1000u, 1023u, 1025u}), 1, 40}, parts);
+      }
+    }
+    const AttentionParts all{true, true, true, false};
+    const NamedFormat& ours = kv_format("3 and 4 bits searched, 8-bit scales");
+    const NamedFormat& widest = kv_format("3|2 bits with QJL, 4|3 bits");
+    for (const uint32_t head_dim : kHeadDims)
+      for (const uint32_t queries : {1u, 2u})
+        add_attention(harness, ours, DType::f32, queries, 2, head_dim, {context(), 300, 0, context()}, all);
+    for (const uint32_t head_dim : kOtherHeadDims)
+      add_attention(harness, widest, DType::f32, 1, 2, head_dim, {context(), 1}, all);
+    for (const uint32_t length : kContexts)
+      for (const uint32_t queries : {1u, 2u}) add_attention(harness, ours, DType::f32, queries, 20, 16, {length}, all);
+    for (const uint32_t length : {1000u, 1023u, 1025u})
+      add_attention(harness, ours, DType::f32, 2, 2, 64, {length, 0, 17}, all);
+    for (const uint32_t queries : {3u, 4u}) add_attention(harness, ours, DType::f32, queries, 3, 16, {70, 33}, all);
+    // Long ones once for each way in which values are stored.
+    for (const char* name :
+         {"f32", "f16", "int8", "3 bits with QJL and no scales", "3|2 bits with QJL, 4|3 bits", ours.name.c_str()})
+      add_attention(harness, kv_format(name), DType::f32, 2, 1, 16, {20'000, 700}, all);
+    add_attention(harness, ours, DType::f32, 2, 2, 16, {0, 0}, all);
+  });
+}
+
+// Append, query and attention together, with an f32 cache and every transform in place, are softmax(q k^T) v: centres
+// and transforms cancel, whatever the layout.
+TEST_CASE("attention over an exact cache is attention", "[conformance]") {
+  const auto device = open_device_under_test();
+  Rng rng(54);
+  constexpr uint32_t kTokens = 75, kHeads = 2, kHeadDim = 24, kCapacity = 96;
+  constexpr uint64_t kWidth = kHeads * kHeadDim;
+  const std::vector<float> q = rng.normals(kWidth, 0.2f), k = rng.normals(kTokens * kWidth),
+                           v = rng.normals(kTokens * kWidth);
+  const std::vector<float> mean = rng.normals(kWidth), position_mean = rng.normals(kWidth);
+  const std::vector<float> table = rope_table(kCapacity, kHeadDim);
+  // 2 x a rotation of the pairs (i, i + 12), which leaves k . q as it is when q goes through half of it.
+  std::vector<float> turn(kHeadDim * kHeadDim), half_turn(kHeadDim * kHeadDim), turn_back(kHeadDim * kHeadDim);
+  for (uint32_t i = 0; i < kHeadDim; ++i) {
+    const uint32_t other = (i + 12) % kHeadDim, at = i * kHeadDim + i, across = i * kHeadDim + other;
+    const float sine = i < 12 ? -0.6f : 0.6f;
+    turn[at] = 1.6f, turn[across] = 2 * sine;
+    half_turn[at] = 0.4f, half_turn[across] = 0.5f * sine;
+    turn_back[at] = 0.4f, turn_back[across] = -0.5f * sine;
+  }
+
+  const auto buffer = device->allocate(1 << 20, MemoryLabel::kv);
+  uint64_t end = 0;
+  const auto place = [&](DType dtype, uint64_t count) {
+    const Tensor tensor{buffer.get(), end, count, dtype};
+    end = (end + tensor.bytes() + 255) / 256 * 256;
+    return tensor;
+  };
+  const auto upload = [&](const std::vector<float>& values) {
+    const Tensor tensor = place(DType::f32, values.size());
+    device->upload<float>(tensor, values);
+    return tensor;
+  };
+  const auto upload_integers = [&](const std::vector<int32_t>& values) {
+    const Tensor tensor = place(DType::i32, values.size());
+    device->upload<int32_t>(tensor, values);
+    return tensor;
+  };
+  const KvFormat format{.k = {.bits = {32, 0}}, .v = {.bits = {32, 0}}};
+  const KvAppend append{
+      .k = upload(k),
+      .v = upload(v),
+      .appends = upload_integers({0, 0, int32_t(kTokens)}),
+      .table = upload(table),
+      .k_side = {upload(mean), upload(position_mean), upload(turn), {}, {}},
+      .v_side = {upload(mean), {}, upload(turn), {}, {}},
+      .cache = place(DType::i32, uint64_t(kHeads) * (kCapacity / KV_BLOCK) * format.block_words(kHeadDim)),
+      .format = format,
+      .tokens = kTokens,
+      .sequences = 1,
+      .heads = kHeads,
+      .head_dim = kHeadDim,
+      .capacity = kCapacity,
+      .table_rows = kCapacity,
+      .max_count = kTokens};
+  const KvQuery query{.q = upload(q),
+                      .transform = upload(half_turn),
+                      .projection = {},
+                      .position_mean = upload(position_mean),
+                      .out = place(DType::f32, kWidth),
+                      .projected = {},
+                      .position = place(DType::f32, kWidth),
+                      .rows = 1,
+                      .heads = kHeads,
+                      .head_dim = kHeadDim};
+  // bias = position table^T, the heads being the rows.
+  const Linear bias{.x = query.position,
+                    .weight = append.table,
+                    .bias = {},
+                    .residual = {},
+                    .y = place(DType::f32, uint64_t(kHeads) * kCapacity),
+                    .rows = kHeads,
+                    .inputs = kHeadDim,
+                    .outputs = kCapacity};
+  const KvAttention attention{.q = query.out,
+                              .projected = {},
+                              .bias = bias.y,
+                              .cache = append.cache,
+                              .lengths = upload_integers({int32_t(kTokens)}),
+                              .k_codebook = {},
+                              .v_codebook = {},
+                              .transform = upload(turn_back),
+                              .mean = append.v_side.mean,
+                              .out = place(DType::f32, kWidth),
+                              .format = format,
+                              .sequences = 1,
+                              .heads = kHeads,
+                              .head_dim = kHeadDim,
+                              .capacity = kCapacity};
+  REQUIRE(end <= buffer->size());
+  device->run(std::vector<Operation>{append, query, bias, attention});
+  std::vector<float> out(kWidth);
+  device->download<float>(attention.out, out);
+
+  double errors = 0, squares = 0;
+  for (uint64_t h = 0; h < kHeads; ++h) {
+    std::vector<double> weights(kTokens), want(kHeadDim);
+    double sum = 0;
+    for (uint64_t j = 0; j < kTokens; ++j) {
+      double score = 0;
+      for (uint64_t i = 0; i < kHeadDim; ++i)
+        score += double(q[h * kHeadDim + i]) * double(k[j * kWidth + h * kHeadDim + i]);
+      sum += weights[j] = std::exp(score);
+    }
+    for (uint64_t i = 0; i < kHeadDim; ++i) {
+      for (uint64_t j = 0; j < kTokens; ++j) want[i] += weights[j] / sum * double(v[j * kWidth + h * kHeadDim + i]);
+      const double error = double(out[h * kHeadDim + i]) - want[i];
+      errors += error * error;
+      squares += want[i] * want[i];
+    }
+  }
+  CHECK(std::sqrt(errors / squares) < 2e-5);  // the means are several times what is left after the average
+}
+
+}  // namespace turboesm::conformance

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/conformance/harness.h"
+
+// Formats of a KV cache and operands for them.
+namespace turboesm::conformance {
+
+struct NamedFormat {
+  std::string name;
+  KvFormat format;
+};
+
+// Every shape that a preset has, and some that none has: bits 1 to 4, 8, 16 and 32, two segments, each kind of scale in
+// 16 and 8 bits, QJL, K unlike V.
+const std::vector<NamedFormat>& kv_formats();
+
+const NamedFormat& kv_format(const std::string& name);
+
+// The head_dims that format number `index` is tried with: all of them where nothing has to be compiled; else one in
+// turn, and a second one on a GPU proper.
+std::vector<uint32_t> head_dims_for(const Harness& harness, size_t index);
+
+// [heads or 1, codebook_size]: centroids near those of a normal distribution, each head's its own, and the thresholds
+// midway; those of absmax the integers from -2^(bits - 1) on.
+std::vector<float> random_codebook(Rng& rng, const KvSide& side, uint32_t heads);
+
+// A random [count, d, d] stack of matrices that keep lengths about as they are.
+std::vector<float> random_matrices(Rng& rng, uint32_t count, uint32_t head_dim);
+
+std::vector<int32_t> random_words(Rng& rng, uint64_t count);
+
+}  // namespace turboesm::conformance
