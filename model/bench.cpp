@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <numeric>
 
 #include "model/tokenizer.h"
 #include "runtime/random.h"
@@ -86,9 +87,11 @@ LinearBench bench_linear(Device& device, uint32_t rows, uint32_t inputs, uint32_
   return {rows, inputs, outputs, dtype, gelu, repeat(device, *recording, options).device};
 }
 
-PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options) {
+PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options,
+                           const KvCache* cache) {
   const Batch batch = random_batch(sequences, length);
-  Forward forward = model.prepare(batch, {.logits = true});
+  const ForwardOptions outputs{.logits = true, .cache = cache};
+  Forward forward = model.prepare(batch, outputs);
   forward.upload(batch);
   const Timings timings = repeat(model.device(), forward.recording(), options);
 
@@ -101,10 +104,163 @@ PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, con
   bench.bytes = Esm2Weights::bytes(model.config(), model.weights().dtype()) +
                 uint64_t(batch.shape.tokens) * model.config().vocab * 4;
   if (options.profile) {
-    Forward profiled = model.prepare(batch, {.logits = true}, {.profile = true});
+    Forward profiled = model.prepare(batch, outputs, {.profile = true});
     profiled.upload(batch);
     for (int i = 0; i < 3; ++i) profiled.run();
     bench.profile.add(profiled.operations(), profiled.recording().operation_seconds());
+  }
+  return bench;
+}
+
+namespace {
+
+// Buffers of a benchmark, each with one tensor.
+class Tensors {
+ public:
+  explicit Tensors(Device& device) : device_(device) {}
+  Tensor make(uint64_t count, DType dtype) {
+    buffers_.push_back(device_.allocate(count * size_of(dtype), MemoryLabel::activations));
+    return {buffers_.back().get(), 0, count, dtype};
+  }
+
+ private:
+  Device& device_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
+Esm2Config one_layer(const DecodeShape& shape) {
+  Esm2Config config = official_config("650M");
+  config.layers = 1;
+  config.heads = shape.heads;
+  config.hidden = shape.heads * shape.head_dim;
+  config.intermediate = 4 * config.hidden;
+  return config;
+}
+
+// Every sequence's cached tokens, from the same random K and V of one.
+void fill(Device& device, const KvCache& cache, const DecodeShape& shape, DType dtype, const Tensor& table) {
+  Tensors tensors(device);
+  const uint64_t size = uint64_t(shape.context) * shape.heads * shape.head_dim;
+  const Tensor k = tensors.make(size, dtype), v = tensors.make(size, dtype);
+  const Tensor appends = tensors.make(3 * uint64_t(shape.sequences), DType::i32);
+  std::vector<int32_t> whole;
+  for (uint32_t b = 0; b < shape.sequences; ++b) whole.insert(whole.end(), {0, 0, int32_t(shape.context)});
+  device.upload<int32_t>(appends, whole);
+  const KvLayer& layer = cache.layer(0);
+  device.run(std::array<Operation, 3>{RandomNormal{k, 1, 1.0f}, RandomNormal{v, 2, 1.0f},
+                                      KvAppend{.k = k,
+                                               .v = v,
+                                               .appends = appends,
+                                               .table = table,
+                                               .k_side = layer.k,
+                                               .v_side = layer.v,
+                                               .cache = layer.cache,
+                                               .format = cache.format(),
+                                               .tokens = shape.context,
+                                               .sequences = shape.sequences,
+                                               .heads = shape.heads,
+                                               .head_dim = shape.head_dim,
+                                               .capacity = cache.capacity(),
+                                               .table_rows = cache.capacity(),
+                                               .max_count = shape.context}});
+}
+
+}  // namespace
+
+KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config) {
+  constexpr uint32_t kTokens = 256;
+  const size_t size = size_t(kTokens) * config.hidden;
+  std::vector<float> q(size), k(size), v(size);
+  for (uint32_t pair = 0; pair < size / 2; ++pair) {
+    random_normal_pair(1, pair, q[2 * pair], q[2 * pair + 1]);
+    random_normal_pair(2, pair, k[2 * pair], k[2 * pair + 1]);
+    random_normal_pair(3, pair, v[2 * pair], v[2 * pair + 1]);
+  }
+  std::vector<int32_t> positions(kTokens);
+  std::iota(positions.begin(), positions.end(), 0);
+  KvStatistics statistics;
+  if (preset.needs_calibration()) {
+    KvCalibrator calibrator(config, rope_table(kTokens, config.head_dim()));
+    for (uint32_t l = 0; l < config.layers; ++l) calibrator.add(l, q, k, v, positions);
+    statistics = calibrator.finish("", 1);
+  }
+  const auto identity = [&](uint32_t) {
+    std::vector<float> weights(size_t(config.hidden) * config.hidden);
+    for (size_t i = 0; i < config.hidden; ++i) weights[i * config.hidden + i] = 1;
+    return weights;
+  };
+  return make_kv_tables(preset, config, preset.needs_calibration() ? &statistics : nullptr, identity);
+}
+
+DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeShape& shape, DType dtype,
+                         const BenchOptions& options) {
+  const Esm2Config config = one_layer(shape);
+  const KvTables tables = random_kv_tables(preset, config);
+  const KvCache cache(device, config, tables, shape.sequences, shape.context);
+  const KvLayer& layer = cache.layer(0);
+  const uint32_t rows = shape.sequences * shape.queries, d = shape.head_dim;
+  const uint64_t size = uint64_t(rows) * shape.heads * d;
+
+  Tensors tensors(device);
+  const Tensor table = tensors.make(uint64_t(cache.capacity()) * d, DType::f32);
+  const std::vector<float> angles = rope_table(cache.capacity(), d);
+  device.upload<float>(table, angles);
+  fill(device, cache, shape, dtype, table);
+
+  const Tensor q = tensors.make(size, dtype), turned = tensors.make(size, DType::f32);
+  const Tensor lengths = tensors.make(shape.sequences, DType::i32), out = tensors.make(size, dtype);
+  device.upload<int32_t>(lengths, std::vector<int32_t>(shape.sequences, int32_t(shape.context)));
+  device.run(std::array<Operation, 1>{RandomNormal{q, 4, 1.0f / float(d)}});
+  KvQuery query{.q = q,
+                .transform = layer.query_transform,
+                .projection = layer.k.projection,
+                .position_mean = layer.k.position_mean,
+                .out = turned,
+                .projected = {},
+                .position = {},
+                .rows = rows,
+                .heads = shape.heads,
+                .head_dim = d};
+  KvAttention attention{.q = turned,
+                        .projected = {},
+                        .bias = {},
+                        .cache = layer.cache,
+                        .lengths = lengths,
+                        .k_codebook = layer.k.codebook,
+                        .v_codebook = layer.v.codebook,
+                        .transform = layer.output_transform,
+                        .mean = layer.v.mean,
+                        .out = out,
+                        .format = cache.format(),
+                        .sequences = shape.sequences,
+                        .queries = shape.queries,
+                        .heads = shape.heads,
+                        .head_dim = d,
+                        .capacity = cache.capacity(),
+                        .cached_tokens = double(shape.sequences) * shape.context};
+  if (layer.k.projection) query.projected = attention.projected = tensors.make(size, DType::f32);
+  std::vector<Operation> operations;
+  if (layer.k.position_mean) {
+    query.position = tensors.make(size, dtype);
+    attention.bias = tensors.make(uint64_t(rows) * shape.heads * cache.capacity(), DType::f32);
+    const Tensor narrow = tensors.make(angles.size(), dtype);
+    std::vector<std::byte> stored(narrow.bytes());
+    convert(DType::f32, angles.data(), dtype, stored.data(), angles.size());
+    device.upload<std::byte>(narrow, stored);
+    operations = {query,
+                  Linear{query.position, narrow, {}, {}, attention.bias, rows * shape.heads, d, cache.capacity()}};
+  } else {
+    operations = {query};
+  }
+  operations.push_back(attention);
+
+  DecodeBench bench{preset, shape, 0, {}, {}};
+  bench.cache_bytes = uint64_t(kv_token_layer_bytes(cache.format(), shape.heads, d) * shape.sequences * shape.context);
+  bench.device = repeat(device, *device.record(operations), options).device;
+  if (options.profile) {
+    const auto profiled = device.record(operations, {.profile = true});
+    for (int i = 0; i < 3; ++i) device.wait(device.submit(*profiled));
+    bench.profile.add(operations, profiled->operation_seconds());
   }
   return bench;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/esm2.h"
+#include "model/kv_cache.h"
 #include "model/profile.h"
 
 // The measurements behind `turboesm bench`. Each warms up, repeats and takes the median; buffers are larger than any
@@ -53,8 +54,33 @@ struct PrefillBench {
   double residues_per_second() const { return double(shape.tokens - 2 * shape.sequences) / device.median; }
   double flops_per_second() const { return flops / device.median; }
 };
-// The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues.
-PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options);
+// The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues;
+// with `cache`, of as many sequences and that capacity, also filling it.
+PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options,
+                           const KvCache* cache = nullptr);
+
+struct DecodeShape {
+  uint32_t sequences = 1, context = 1024;  // every sequence has `context` cached tokens
+  uint32_t heads = 20, head_dim = 64;      // one layer of 650M
+  uint32_t queries = 1;                    // of a sequence
+};
+
+struct DecodeBench {
+  KvPreset preset;
+  DecodeShape shape;
+  uint64_t cache_bytes = 0;  // that attention reads: codes, scales and signs of all cached tokens
+  Timing device;
+  Profile profile;  // with BenchOptions::profile
+  double bytes_per_second() const { return double(cache_bytes) / device.median; }
+};
+// Decode attention of one layer over a cache of random K and V: what a step needs from turned queries to the layer's
+// attention output, that is KvQuery, the position bias where the preset has one, and KvAttention. Queries are stored
+// as `dtype`.
+DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeShape& shape, DType dtype,
+                         const BenchOptions& options);
+
+// The tables of a preset for a model that has no calibration, from random statistics: right in size and form.
+KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config);
 
 // A GPU of its own, and not a driver that computes on the CPU: what sizes of measurements depend on.
 bool runs_on_gpu(const Device& device);

@@ -4,40 +4,12 @@
 #include <cmath>
 #include <numeric>
 
+#include "model/kv_cache.h"
+#include "model/region.h"
 #include "runtime/error.h"
 
 namespace turboesm {
 namespace {
-
-constexpr uint64_t kAlignment = 256;
-uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// q, k and v are of moderate size, whatever the residual stream does: fp16's three more bits serve them better than
-// bf16's range, and errors of the scores are what a sharp softmax amplifies.
-DType attention_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f16 : dtype; }
-
-// Hands out one region's tensors one behind the other. Used with a null buffer to measure and with the real one to
-// place, so that the two cannot differ.
-class Region {
- public:
-  explicit Region(Buffer* buffer) : buffer_(buffer) {}
-  Tensor take(uint64_t count, DType dtype) {
-    const Tensor tensor{buffer_, size_, count, dtype};
-    size_ = aligned(size_ + tensor.bytes());
-    return tensor;
-  }
-  void restart() { size_ = 0; }
-  uint64_t size() const { return size_; }
-
- private:
-  Buffer* buffer_;
-  uint64_t size_ = 0;
-};
-
-// Part `index` of a tensor that consists of parts of `count` elements.
-Tensor part(const Tensor& whole, uint64_t index, uint64_t count) {
-  return {whole.buffer, whole.offset + index * count * size_of(whole.dtype), count, whole.dtype};
-}
 
 uint64_t residues(uint32_t length) { return length > 2 ? length - 2 : 0; }
 
@@ -59,6 +31,7 @@ ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, 
     t.cu_seqlens = r.take(B + 1, DType::i32);
     t.scale = r.take(B, DType::f32);
     t.rope_table = r.take(L * c.head_dim(), DType::f32);
+    if (options.cache) t.appends = r.take(3 * B, DType::i32);
   });
   region(R::residual, [&](Region& r) { t.x = r.take(T * H, DType::f32); });
   region(R::normed, [&](Region& r) { t.normed = r.take(T * H, dtype); });
@@ -101,10 +74,22 @@ ForwardTensors place(const Esm2Config& c, DType dtype, const BatchShape& shape, 
       t.contacts.push_back(n ? r.take(n * n, DType::f32) : Tensor{});
     }
   });
+  region(R::captured, [&](Region& r) {
+    for (uint32_t l = 0; options.capture && l < c.layers; ++l)
+      t.captured.push_back(r.take(3 * T * H, attention_dtype(dtype)));
+  });
   return t;
 }
 
 }  // namespace
+
+// q, k and v are of moderate size, whatever the residual stream does: fp16's three more bits serve them better than
+// bf16's range, and errors of the scores are what a sharp softmax amplifies.
+DType attention_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f16 : dtype; }
+
+Tensor part(const Tensor& whole, uint64_t index, uint64_t count) {
+  return {whole.buffer, whole.offset + index * count * size_of(whole.dtype), count, whole.dtype};
+}
 
 uint64_t WorkspaceSizes::total() const { return std::accumulate(bytes.begin(), bytes.end(), uint64_t(0)); }
 
@@ -163,6 +148,11 @@ void Forward::upload(const Batch& batch) {
   device_->upload<int32_t>(tensors_.ids, batch.ids);
   device_->upload<int32_t>(tensors_.positions, batch.positions);
   device_->upload<int32_t>(tensors_.cu_seqlens, batch.cu_seqlens);
+  if (!options_.cache) return;
+  std::vector<int32_t> appends;
+  for (uint32_t b = 0; b < batch.shape.sequences; ++b)
+    appends.insert(appends.end(), {batch.cu_seqlens[b], 0, int32_t(batch.length(b))});
+  device_->upload<int32_t>(tensors_.appends, appends);
 }
 
 Ticket Forward::submit() { return device_->submit(*recording_); }
@@ -172,13 +162,21 @@ void Forward::run() { device_->wait(submit()); }
 ForwardResult Forward::download() const {
   const auto fetch = [&](const Tensor& tensor) {
     std::vector<float> values(tensor.count);
-    if (tensor) device_->download<float>(tensor, values);
+    if (!tensor) return values;
+    if (tensor.dtype == DType::f32) {
+      device_->download<float>(tensor, values);
+      return values;
+    }
+    std::vector<std::byte> stored(tensor.bytes());
+    device_->download<std::byte>(tensor, stored);
+    convert(tensor.dtype, stored.data(), DType::f32, values.data(), values.size());
     return values;
   };
   ForwardResult result;
   for (const Tensor& tensor : tensors_.means) result.means.push_back(fetch(tensor));
   for (const Tensor& tensor : tensors_.hidden) result.hidden.push_back(fetch(tensor));
   result.logits = fetch(tensors_.logits);
+  for (const Tensor& tensor : tensors_.captured) result.captured.push_back(fetch(tensor));
   for (const Tensor& tensor : tensors_.contacts) {
     std::vector<float> contacts = fetch(tensor);
     for (float& value : contacts) value = 1.0f / (1.0f + std::exp(-(value + weights_->contact_bias)));

@@ -11,6 +11,8 @@
 
 namespace turboesm {
 
+class KvCache;
+
 // What a forward pass hands back. Layers are numbered as Hugging Face transformers numbers hidden states: 0 is the
 // embedding, l the residual stream after l layers, and config.layers the last one, after the final LayerNorm.
 struct ForwardOptions {
@@ -19,6 +21,10 @@ struct ForwardOptions {
   bool hidden = false;             // each of `layers`, every token
   bool logits = false;
   bool contacts = false;  // memory grows with heads x the square of the longest sequence
+  bool capture = false;   // queries, keys and values of every layer
+  // A KV cache to fill: K and V of sequence b go to its sequence cache_first + b. Must outlive the Forward.
+  const KvCache* cache = nullptr;
+  uint32_t cache_first = 0;
 };
 
 struct ForwardResult {
@@ -26,12 +32,26 @@ struct ForwardResult {
   std::vector<std::vector<float>> hidden;    // [layers][tokens, hidden]
   std::vector<float> logits;                 // [tokens, vocab]
   std::vector<std::vector<float>> contacts;  // [sequences][residues, residues], probabilities
+  std::vector<std::vector<float>> captured;  // [layers][3, tokens, hidden]: q (scaled) and k after RoPE, and v
 };
 
 // Device memory of one forward pass, region by region, in bytes. `lay_out` is what Workspace allocates and what
 // `plan` reports; nothing else takes activation memory.
 struct WorkspaceSizes {
-  enum Region { inputs, residual, normed, wide, final_hidden, hidden, means, logits, maps, contacts, kRegions };
+  enum Region {
+    inputs,
+    residual,
+    normed,
+    wide,
+    final_hidden,
+    hidden,
+    means,
+    logits,
+    maps,
+    contacts,
+    captured,
+    kRegions
+  };
   std::array<uint64_t, kRegions> bytes{};
   uint64_t total() const;
   static WorkspaceSizes lay_out(const Esm2Config& config, DType dtype, const BatchShape& shape,
@@ -66,6 +86,8 @@ struct ForwardTensors {
   std::vector<Tensor> means;          // [B, H] f32 for each of options.layers
   Tensor logits;                      // [T, vocab] f32
   Tensor maps, map_sums;              // [heads, L, L], [heads, L - 1] f32, L = max_length
+  Tensor appends;                     // [B, 3] i32, KvAppend's; with options.cache
+  std::vector<Tensor> captured;       // [3, T, H] as qkv, for each layer; with options.capture
   std::vector<Tensor> contacts;       // [residues, residues] f32 for each sequence; empty without residues
 };
 
@@ -121,6 +143,12 @@ class Esm2 {
   Esm2Weights weights_;
   Workspace workspace_;
 };
+
+// What q, k and v are stored as in a model of this dtype.
+DType attention_dtype(DType dtype);
+
+// Part `index` of a tensor that consists of parts of `count` elements.
+Tensor part(const Tensor& whole, uint64_t index, uint64_t count);
 
 // cos and sin of p / 10000^(2i / head_dim) for p < rows: [rows, head_dim], a cosine and its sine side by side. Computed
 // in double, never read from a checkpoint (half-precision files carry rounded frequencies).

@@ -1,6 +1,8 @@
 #include <cmath>
 
 #include "model/esm2.h"
+#include "model/kv_cache.h"
+#include "model/layer_builder.h"
 
 // The forward pass of ESM-2 in the order of the paper: embedding with token dropout; in each layer
 //   x += Wo attention(RoPE(Wq n), RoPE(Wk n), Wv n) + bo   with n = LayerNorm(x)
@@ -13,57 +15,42 @@ class Builder {
  public:
   Builder(const Esm2Weights& weights, const ForwardTensors& tensors, const BatchShape& shape,
           std::span<const int32_t> cu_seqlens, const ForwardOptions& options)
-      : w_(weights), c_(weights.config()), t_(tensors), shape_(shape), cu_seqlens_(cu_seqlens), options_(options) {}
+      : w_(weights),
+        c_(weights.config()),
+        t_(tensors),
+        shape_(shape),
+        cu_seqlens_(cu_seqlens),
+        options_(options),
+        layers_(weights, tensors, shape.tokens) {}
 
   std::vector<Operation> build() {
     embed();
     take_hidden(0, t_.x);
     for (uint32_t l = 0; l < c_.layers; ++l) {
-      attention(w_.layers[l]);
-      feed_forward(w_.layers[l]);
+      layers_.queries_keys_values(w_.layers[l], shape_.max_length);
+      attention(l);
+      layers_.attention_output(w_.layers[l]);
+      layers_.feed_forward(w_.layers[l]);
       if (l + 1 < c_.layers) take_hidden(l + 1, t_.x);
     }
     if (t_.final_hidden) {
-      layer_norm(t_.x, w_.final_norm_weight, w_.final_norm_bias, t_.final_hidden);
+      layers_.final_norm();
       take_hidden(c_.layers, t_.final_hidden);
     }
-    if (options_.logits) lm_head();
-    return std::move(operations_);
+    if (options_.logits) layers_.lm_head();
+    return layers_.take();
   }
 
  private:
   void embed() {
     if (c_.token_dropout)
       add(TokenDropout{t_.ids, t_.cu_seqlens, t_.scale, shape_.tokens, shape_.sequences, int32_t(c_.mask_id)});
-    add(Embed{.ids = t_.ids,
-              .cu_seqlens = t_.cu_seqlens,
-              .scale = c_.token_dropout ? t_.scale : Tensor{},
-              .table = w_.embedding,
-              .out = t_.x,
-              .tokens = shape_.tokens,
-              .sequences = shape_.sequences,
-              .vocab = c_.vocab,
-              .width = c_.hidden,
-              .mask_id = int32_t(c_.mask_id)});
+    layers_.embed(shape_.sequences);
     for (const Tensor& logits : t_.contacts)
       if (logits) add(Fill{logits, 0.0f});
   }
 
-  void attention(const LayerWeights& layer) {
-    layer_norm(t_.x, layer.attention_norm_weight, layer.attention_norm_bias, t_.normed);
-    // The scores are scaled here, on q, before it is turned; the softmax then needs no factor.
-    add(QkvRope{.x = t_.normed,
-                .weight = layer.qkv_weight,
-                .bias = layer.qkv_bias,
-                .positions = t_.positions,
-                .table = t_.rope_table,
-                .qkv = t_.qkv,
-                .tokens = shape_.tokens,
-                .inputs = c_.hidden,
-                .heads = c_.heads,
-                .head_dim = c_.head_dim(),
-                .table_rows = shape_.max_length,
-                .q_scale = 1.0f / std::sqrt(float(c_.head_dim()))});
+  void attention(uint32_t l) {
     add(Attention{.q = t_.q,
                   .k = t_.k,
                   .v = t_.v,
@@ -75,14 +62,29 @@ class Builder {
                   .head_dim = c_.head_dim(),
                   .max_length = shape_.max_length,
                   .score_pairs = shape_.score_pairs});
-    if (options_.contacts) contacts(layer);
-    linear_onto_residual(t_.normed, layer.output_weight, layer.output_bias, c_.hidden);
+    if (options_.cache) fill_cache(l);
+    if (options_.capture) add(Copy{t_.qkv, t_.captured[l]});
+    if (options_.contacts) contacts(w_.layers[l]);
   }
 
-  void feed_forward(const LayerWeights& layer) {
-    layer_norm(t_.x, layer.feed_norm_weight, layer.feed_norm_bias, t_.normed);
-    linear(t_.normed, layer.up_weight, layer.up_bias, t_.feed, c_.hidden, c_.intermediate, /*gelu=*/true);
-    linear_onto_residual(t_.feed, layer.down_weight, layer.down_bias, c_.intermediate);
+  void fill_cache(uint32_t l) {
+    const KvCache& cache = *options_.cache;
+    const KvLayer& layer = cache.layer(l);
+    add(KvAppend{.k = t_.k,
+                 .v = t_.v,
+                 .appends = t_.appends,
+                 .table = t_.rope_table,
+                 .k_side = layer.k,
+                 .v_side = layer.v,
+                 .cache = cache.rows(l, options_.cache_first, shape_.sequences),
+                 .format = cache.format(),
+                 .tokens = shape_.tokens,
+                 .sequences = shape_.sequences,
+                 .heads = c_.heads,
+                 .head_dim = c_.head_dim(),
+                 .capacity = cache.capacity(),
+                 .table_rows = shape_.max_length,
+                 .max_count = shape_.max_length});
   }
 
   // This layer's share of every sequence's contact map, one sequence after the other on the same scratch memory.
@@ -96,15 +98,6 @@ class Builder {
     }
   }
 
-  void lm_head() {
-    // With a 16-bit D the head's products take their operands in D, so the last hidden state is normalised once more
-    // into D.
-    layer_norm(t_.x, w_.final_norm_weight, w_.final_norm_bias, t_.normed);
-    linear(t_.normed, w_.lm_dense_weight, w_.lm_dense_bias, t_.lm_dense, c_.hidden, c_.hidden, /*gelu=*/true);
-    layer_norm(t_.lm_dense, w_.lm_norm_weight, w_.lm_norm_bias, t_.lm_dense);
-    linear(t_.lm_dense, w_.embedding, w_.lm_bias, t_.logits, c_.hidden, c_.vocab);
-  }
-
   // Keeps hidden state `layer`, at this moment in `source`, as far as it was asked for.
   void take_hidden(uint32_t layer, const Tensor& source) {
     for (size_t i = 0; i < options_.layers.size(); ++i) {
@@ -114,20 +107,7 @@ class Builder {
     }
   }
 
-  void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
-    add(LayerNorm{x, weight, bias, y, shape_.tokens, c_.hidden, c_.layer_norm_eps});
-  }
-
-  void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y, uint32_t inputs,
-              uint32_t outputs, bool gelu = false) {
-    add(Linear{x, weight, bias, {}, y, shape_.tokens, inputs, outputs, gelu});
-  }
-
-  void linear_onto_residual(const Tensor& x, const Tensor& weight, const Tensor& bias, uint32_t inputs) {
-    add(Linear{x, weight, bias, t_.x, t_.x, shape_.tokens, inputs, c_.hidden, false});
-  }
-
-  void add(Operation operation) { operations_.push_back(std::move(operation)); }
+  void add(Operation operation) { layers_.add(std::move(operation)); }
 
   const Esm2Weights& w_;
   const Esm2Config& c_;
@@ -135,7 +115,7 @@ class Builder {
   const BatchShape& shape_;
   std::span<const int32_t> cu_seqlens_;
   const ForwardOptions& options_;
-  std::vector<Operation> operations_;
+  LayerBuilder layers_;
 };
 
 }  // namespace

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <limits>
 
+#include <fmt/format.h>
+
+#include "model/decoder.h"
+
 namespace turboesm {
 
 uint64_t MemoryPlan::bytes(MemoryLabel label) const {
@@ -36,7 +40,7 @@ uint64_t staging_bytes(const Esm2Config& config, DType dtype, const BatchShape& 
 }  // namespace
 
 MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
-                       const DeviceInfo& device) {
+                       const DeviceInfo& device, const KvTables* kv) {
   using R = WorkspaceSizes;
   const WorkspaceSizes sizes = R::lay_out(config, dtype, shape, options);
   const auto activations = [&](const char* what, R::Region region) {
@@ -58,18 +62,24 @@ MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& 
            {"kernels' scratch", MemoryLabel::activations, device.scratch_bytes},
            {"staging", MemoryLabel::staging, staging_bytes(config, dtype, shape, options, device)}})
     if (row.bytes) plan.rows.push_back(std::move(row));
+  if (!kv) return plan;
+  const DecoderOptions decoder{.sequences = shape.sequences, .capacity = shape.max_length};
+  plan.rows.push_back({fmt::format("KV cache, {}", kv->preset.name), MemoryLabel::kv,
+                       kv_cache_bytes(kv->preset.format(), config, shape.sequences, shape.max_length)});
+  plan.rows.push_back({"the cache's tables", MemoryLabel::weights, KvCache::table_bytes(config, *kv)});
+  plan.rows.push_back({"decoding step", MemoryLabel::activations, Decoder::bytes(config, dtype, *kv, decoder)});
   return plan;
 }
 
 uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
-                   const DeviceInfo& device, uint64_t budget) {
+                   const DeviceInfo& device, uint64_t budget, const KvTables* kv) {
   // What an operation can index and a grid can span limits it as well.
   const uint64_t widest = std::max<uint64_t>({3ull * config.hidden, config.intermediate, config.vocab});
   const uint64_t tokens = std::numeric_limits<int32_t>::max() / widest;
   if (options.contacts && uint64_t(config.heads) * length * length > uint64_t(std::numeric_limits<int32_t>::max()))
     return 0;
   const auto fits = [&](uint32_t sequences) {
-    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device).total() <= budget;
+    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device, kv).total() <= budget;
   };
   uint32_t low = 0, high = uint32_t(std::min<uint64_t>(tokens / length, 65535)) + 1;
   while (high - low > 1) {

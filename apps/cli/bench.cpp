@@ -1,8 +1,11 @@
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/common.h"
 #include "model/bench.h"
+#include "runtime/error.h"
 #include "version.h"
 
 namespace turboesm::cli {
@@ -16,6 +19,8 @@ struct Options {
   bool gelu = false;
   std::string size;
   uint32_t batch = 1, length = 1024, seed = 1;
+  std::string kv;
+  DecodeShape decode;
 };
 
 nlohmann::json to_json(const Timing& t) {
@@ -35,6 +40,17 @@ std::string format_ms(double seconds) {
 std::string spread(const Timing& t) {
   return fmt::format("{} (median of {}, {} to {})", format_ms(t.median), t.repeats, format_ms(t.fastest),
                      format_ms(t.slowest));
+}
+
+void check_decode(const DecodeShape& shape) {
+  if (shape.sequences == 0 || shape.context == 0 || shape.heads == 0 || shape.queries == 0 || shape.queries > 4)
+    throw_error(ErrorKind::usage, "--batch, --context and --heads must be at least 1, --queries from 1 to 4");
+  if (shape.head_dim == 0 || shape.head_dim % 8 != 0 || shape.head_dim > 256)
+    throw_error(ErrorKind::usage, "--head-dim {}: a multiple of 8, at most 256", shape.head_dim);
+  constexpr uint64_t kMost = uint64_t(1) << 31;
+  if (uint64_t(shape.sequences) * shape.context >= kMost ||
+      uint64_t(shape.sequences) * shape.context * shape.heads >= kMost * 8)
+    throw_error(ErrorKind::usage, "--batch {} x --context {}: too many tokens", shape.sequences, shape.context);
 }
 
 void run_copy(const Options& o) {
@@ -103,6 +119,14 @@ void run_prefill(const Options& o) {
                                {"seconds", row.seconds},
                                {"flops", row.flops},
                                {"bytes", row.bytes}});
+  std::optional<PrefillBench> filling;
+  if (!o.kv.empty()) {
+    const KvCache cache(*device, config, random_kv_tables(parse_kv_preset(o.kv), config), o.batch, o.length);
+    filling = bench_prefill(model, o.batch, o.length, options, &cache);
+    json["filling"] = {{"kv", o.kv},
+                       {"device_time", to_json(filling->device)},
+                       {"share", filling->device.median / bench.device.median - 1}};
+  }
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("prefill {} {}, {} x {} tokens (random weights)\n", o.size.empty() ? "model" : o.size, o.common.dtype,
@@ -113,7 +137,55 @@ void run_prefill(const Options& o) {
   fmt::print("  floor   {}: {:.1f} % reached (products {} at {:.2f} TFLOP/s, memory {} at {:.0f} GB/s, as measured)\n",
              format_ms(floor), 100 * floor / bench.device.median, format_ms(product_floor),
              limits.flops_per_second / 1e12, format_ms(memory_floor), limits.bytes_per_second / 1e9);
-  if (o.common.profile) print_profile(bench.profile);
+  if (filling)
+    fmt::print("  filling a {} cache: {}, {:+.1f} %\n", o.kv, spread(filling->device),
+               100 * (filling->device.median / bench.device.median - 1));
+  if (o.common.profile) print_profile(filling ? filling->profile : bench.profile);
+}
+
+nlohmann::json to_json(const DecodeBench& bench, double copy) {
+  return {{"kv", bench.preset.name},
+          {"bits_per_value", kv_bits_per_value(bench.preset.format(), bench.shape.head_dim)},
+          {"cache_bytes", bench.cache_bytes},
+          {"bytes_per_second", bench.bytes_per_second()},
+          {"share_of_copy", bench.bytes_per_second() / copy},
+          {"time", to_json(bench.device)}};
+}
+
+void run_decode(const Options& o) {
+  const std::vector<KvPreset> presets = parse_kv_presets(o.kv + ",f16");
+  check_decode(o.decode);
+  const std::unique_ptr<Device> device = o.common.open();
+  const DType dtype = o.common.parsed_dtype();
+  const double copy = measure_limits(*device, DType::f32).bytes_per_second;
+  BenchOptions options = o.bench;
+  options.profile = o.common.profile;
+  std::vector<DecodeBench> rows;
+  for (const KvPreset& preset : presets) {
+    if (&preset == &presets.back() && rows.back().preset.name == preset.name) break;  // f16 was asked for
+    rows.push_back(bench_decode(*device, preset, o.decode, dtype, options));
+  }
+  nlohmann::json json = header(*device);
+  json["shape"] = {{"batch", o.decode.sequences},   {"context", o.decode.context}, {"heads", o.decode.heads},
+                   {"head_dim", o.decode.head_dim}, {"queries", o.decode.queries}, {"dtype", o.common.dtype}};
+  json["copy_bytes_per_second"] = copy;
+  for (const DecodeBench& row : rows) json["decode"].push_back(to_json(row, copy));
+  o.common.write_json(json);
+  if (o.common.json_on_stdout()) return;
+  fmt::print("decode attention of one layer: {} sequences x {} cached tokens, {} heads of {}, {} quer{} a sequence\n",
+             o.decode.sequences, o.decode.context, o.decode.heads, o.decode.head_dim, o.decode.queries,
+             o.decode.queries == 1 ? "y" : "ies");
+  std::vector<std::vector<std::string>> table{{"cache", "bits", "us", "fastest", "slowest", "MB", "GB/s", "of copy"}};
+  for (const DecodeBench& row : rows)
+    table.push_back({row.preset.name, fmt::format("{:.3f}", kv_bits_per_value(row.preset.format(), row.shape.head_dim)),
+                     fmt::format("{:.1f}", row.device.median * 1e6), fmt::format("{:.1f}", row.device.fastest * 1e6),
+                     fmt::format("{:.1f}", row.device.slowest * 1e6),
+                     fmt::format("{:.1f}", double(row.cache_bytes) / 1e6),
+                     fmt::format("{:.0f}", row.bytes_per_second() / 1e9),
+                     fmt::format("{:.1f} %", 100 * row.bytes_per_second() / copy)});
+  print_table(table);
+  if (o.common.profile)
+    for (const DecodeBench& row : rows) print_profile(row.profile);
 }
 
 void add_timing(CLI::App& command, Options& o) {
@@ -151,11 +223,27 @@ void add_bench(CLI::App& app) {
   command->add_option("--batch", prefill->batch, "Sequences at once")->capture_default_str();
   command->add_option("--length", prefill->length, "Tokens a sequence, <cls> and <eos> counted")->capture_default_str();
   command->add_option("--seed", prefill->seed, "Of the random weights")->capture_default_str();
+  command->add_option("--kv", prefill->kv, "Also measure filling a KV cache of this preset")->type_name("PRESET");
   prefill->common.add_model(*command);
   prefill->common.add_dtype(*command);
   prefill->common.add_profile(*command);
   add_timing(*command, *prefill);
   command->callback([prefill] { run_prefill(*prefill); });
+
+  auto decode = std::make_shared<Options>();
+  decode->kv = kDefaultKvPreset;
+  command = bench->add_subcommand("decode", "Decode attention of one layer over a KV cache, beside an f16 cache");
+  command->add_option("--kv", decode->kv, "Presets, comma-separated")->capture_default_str()->type_name("LIST");
+  command->add_option("--batch", decode->decode.sequences, "Sequences at once")->capture_default_str();
+  command->add_option("--context", decode->decode.context, "Cached tokens a sequence")->capture_default_str();
+  command->add_option("--heads", decode->decode.heads, "Heads of the layer")->capture_default_str();
+  command->add_option("--head-dim", decode->decode.head_dim, "Values of a head")->capture_default_str();
+  command->add_option("--queries", decode->decode.queries, "Queries a sequence; a generation step has 2")
+      ->capture_default_str();
+  decode->common.add_dtype(*command);
+  decode->common.add_profile(*command);
+  add_timing(*command, *decode);
+  command->callback([decode] { run_decode(*decode); });
 }
 
 }  // namespace turboesm::cli

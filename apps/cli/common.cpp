@@ -79,21 +79,24 @@ std::unique_ptr<Device> Common::open() const {
 
 void Common::write_json(const nlohmann::json& value) const {
   if (json.empty()) return;
-  const std::string text = value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  if (json_on_stdout()) {
+  write_text(json, value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+void write_text(const std::string& name, const std::string& text) {
+  if (name == "-") {
     std::fputs(text.c_str(), stdout);
     return;
   }
-  const std::filesystem::path aside = unique_sibling(json);
+  const std::filesystem::path aside = unique_sibling(name);
   std::ofstream file(aside, std::ios::binary);
   file << text;
   file.close();
   std::error_code error;
-  if (file) std::filesystem::rename(aside, json, error);
+  if (file) std::filesystem::rename(aside, name, error);
   if (!file || error) {
     std::error_code ignored;
     std::filesystem::remove(aside, ignored);
-    throw_error(ErrorKind::input, "{}: cannot be written", json);
+    throw_error(ErrorKind::input, "{}: cannot be written", name);
   }
 }
 

@@ -44,6 +44,9 @@ struct Common {
   bool json_on_stdout() const { return json == "-"; }
 };
 
+// Writes to standard output ("-") or to a file: aside first, then under its name.
+void write_text(const std::string& name, const std::string& text);
+
 // "1.5 GiB", "312 KiB"; "12.3 k", "4.56 M"; "1 h 02 min", "3 min 20 s", "4 s".
 std::string format_bytes(uint64_t bytes);
 std::string format_count(double count);

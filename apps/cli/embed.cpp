@@ -118,7 +118,12 @@ void run(Options& o) {
   {
     Progress progress(!o.common.quiet);
     report = embed(
-        model, input, output, o.embed, [&](const EmbedProgress& p) { progress.update(p); }, keys);
+        model, input, output, o.embed,
+        [&](const EmbedProgress& p) {
+          progress.update(p.share(), fmt::format("{} records  {} residues/s", p.records,
+                                                 format_count(double(p.residues) / std::max(p.seconds, 1e-9))));
+        },
+        keys);
   }
   output.finish(metadata(o, checkpoint, *device, report, keys));
   report_changes(o, report);

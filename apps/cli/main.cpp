@@ -29,6 +29,9 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   turboesm::cli::add_devices(app);
   turboesm::cli::add_embed(app);
+  turboesm::cli::add_generate(app);
+  turboesm::cli::add_calibrate(app);
+  turboesm::cli::add_compare(app);
   turboesm::cli::add_plan(app);
   turboesm::cli::add_bench(app);
   try {

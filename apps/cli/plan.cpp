@@ -1,7 +1,10 @@
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "apps/cli/commands.h"
 #include "apps/cli/common.h"
+#include "model/bench.h"
 #include "model/plan.h"
 
 namespace turboesm::cli {
@@ -12,6 +15,7 @@ struct Options {
   std::string size;
   uint32_t length = 1024, batch = 1;
   std::vector<std::string> include;
+  std::string kv;
 };
 
 ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
@@ -26,6 +30,13 @@ ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
   return forward;
 }
 
+// Tables of the right sizes; what is in them does not matter here.
+std::optional<KvTables> kv_sizes(const Options& o, Esm2Config config) {
+  if (o.kv.empty()) return std::nullopt;
+  config.layers = 1;
+  return random_kv_tables(parse_kv_preset(o.kv), config);
+}
+
 void run(const Options& o) {
   check_batch(o.batch, o.length);
   const Esm2Config config = o.common.config_of(o.size);
@@ -33,9 +44,12 @@ void run(const Options& o) {
   const std::unique_ptr<Device> device = o.common.open();
   const MemoryReport memory = device->memory();
   const ForwardOptions forward = forward_options(o, config);
-  const MemoryPlan plan = plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, device->info());
+  const std::optional<KvTables> kv = kv_sizes(o, config);
+  const KvTables* tables = kv ? &*kv : nullptr;
+  const MemoryPlan plan =
+      plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, device->info(), tables);
   const uint64_t budget = memory.budget_bytes ? memory.budget_bytes : memory.device_bytes;
-  const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget);
+  const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget, tables);
 
   nlohmann::json json{{"parameters", config.parameter_count()},
                       {"dtype", o.common.dtype},
@@ -75,6 +89,8 @@ void add_plan(CLI::App& app) {
   command->add_option("--include", o->include, "As for embed: residues, logits, bos, contacts (means always)")
       ->delimiter(',')
       ->check(CLI::IsMember({"mean", "residues", "logits", "bos", "contacts"}));
+  command->add_option("--kv", o->kv, "Also a KV cache of this preset for these sequences, and decoding on it")
+      ->type_name("PRESET");
   o->common.add_model(*command);
   o->common.add_device(*command);
   o->common.add_dtype(*command);

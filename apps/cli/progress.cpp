@@ -27,17 +27,18 @@ Progress::~Progress() {
   if (drawn_) std::fputc('\n', stderr);
 }
 
-void Progress::update(const EmbedProgress& p) {
+void Progress::update(double share, const std::string& text) {
   if (!enabled_) return;
-  const auto now = std::chrono::steady_clock::now();
-  const double share = p.share();
+  const Clock::time_point now = Clock::now();
+  if (share < share_) stage_ = now;
+  share_ = share;
   if (drawn_ && now - last_ < kInterval && share < 1) return;
   last_ = now;
-  std::string line =
-      fmt::format("{} records  {} residues/s", p.records, format_count(double(p.residues) / std::max(p.seconds, 1e-9)));
+  std::string line = text;
   if (share > 0) {
-    line = fmt::format("{} {:3.0f} %  {}", bar(share, 24), 100 * share, line);
-    if (share < 1) line += fmt::format("  {} left", format_duration(p.seconds * (1 - share) / share));
+    line = fmt::format("{} {:3.0f} %  {}", bar(share, 24), 100 * share, text);
+    const double seconds = std::chrono::duration<double>(now - stage_).count();
+    if (share < 1) line += fmt::format("  {} left", format_duration(seconds * (1 - share) / share));
   }
   const int width = std::max(20, terminal_width() - 1);
   line.resize(size_t(width), ' ');

@@ -1,22 +1,24 @@
 #pragma once
 
 #include <chrono>
-
-#include "model/embedder.h"
+#include <string>
 
 namespace turboesm::cli {
 
-// A progress bar with rate and time left on standard error; silent when that is no terminal.
+// A progress bar with a text and the time left on standard error; silent when that is no terminal.
 class Progress {
  public:
   explicit Progress(bool enabled);
   ~Progress();  // ends the line
-  void update(const EmbedProgress& progress);
+  // `share` of the work done, 0 to 1; 0: unknown. A share that falls starts another stage of the work.
+  void update(double share, const std::string& text);
 
  private:
+  using Clock = std::chrono::steady_clock;
   bool enabled_;
   bool drawn_ = false;
-  std::chrono::steady_clock::time_point last_{};
+  double share_ = 0;
+  Clock::time_point last_{}, stage_ = Clock::now();
 };
 
 }  // namespace turboesm::cli

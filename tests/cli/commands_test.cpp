@@ -45,7 +45,7 @@ TEST_CASE("what is no command, option or value is refused and named", "[cli]") {
   check_refusal(run({"plan", "--size", "7B"}), 2, {"7B", "650M"});
   check_refusal(run({"plan", "--length", "1", "--device", "cpu"}), 2, {"--length 1"});
   check_refusal(run({"plan", "--batch", "4000000", "--length", "1024", "--device", "cpu"}), 2, {"--batch 4000000"});
-  check_refusal(run({"bench", "decode"}), 2, {"decode"});
+  check_refusal(run({"bench", "attention"}), 2, {"attention"});
 }
 
 TEST_CASE("a device that is not there is named and never replaced by another", "[cli]") {
