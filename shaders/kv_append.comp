@@ -27,18 +27,6 @@ layout(constant_id = 0) const uint THREADS = 128;  // >= HEAD_DIM x TOKENS / 8
 layout(constant_id = 1) const uint DTYPE = DTYPE_F32;
 layout(constant_id = 2) const uint HEAD_DIM = 64;
 layout(constant_id = 3) const uint TOKENS = 16;  // 8, 16 or 32
-layout(constant_id = 4) const uint K_SEGMENTS = 1;
-layout(constant_id = 5) const uint K_BITS_0 = 3;
-layout(constant_id = 6) const uint K_BITS_1 = 0;
-layout(constant_id = 7) const uint K_SCALE_BITS = 16;
-layout(constant_id = 8) const uint K_SCALE = 3;
-layout(constant_id = 9) const uint QJL = 0;
-layout(constant_id = 10) const uint V_SEGMENTS = 1;
-layout(constant_id = 11) const uint V_BITS_0 = 4;
-layout(constant_id = 12) const uint V_BITS_1 = 0;
-layout(constant_id = 13) const uint V_SCALE_BITS = 16;
-layout(constant_id = 14) const uint V_SCALE = 3;
-layout(constant_id = 15) const uint FLAGS = 0;
 
 // runtime/kv_operations.h's KvScale.
 const uint SCALE_NONE = 0;
@@ -46,14 +34,6 @@ const uint SCALE_NORM = 1;
 const uint SCALE_CORRECTED = 2;
 const uint SCALE_SEARCHED = 3;
 const uint SCALE_ABSMAX = 4;
-
-// FLAGS: which operands there are. Those of K, then, shifted by V_SHIFT, those of V.
-const uint HAS_MEAN = 1;
-const uint HAS_TRANSFORM = 2;
-const uint TRANSFORM_OF_HEAD = 4;  // one for each head
-const uint CODEBOOK_OF_HEAD = 8;
-const uint V_SHIFT = 4;
-const uint HAS_POSITION_MEAN = 256;
 
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer CacheWords { uint at[]; };
 
@@ -71,8 +51,28 @@ layout(push_constant, scalar) uniform Push {
   Words v_mean;
   Words v_transform;
   Words v_codebook;
+  uint k_side;
+  uint v_side;
   uint blocks;  // of a sequence and head
 };
+
+// k_side and v_side: the format and which operands there are. No constants of the pipeline, for little is gained by
+// that here and there are many formats.
+bool has_mean(uint side) { return bitfieldExtract(side, 0, 1) != 0; }
+bool has_position_mean(uint side) { return bitfieldExtract(side, 1, 1) != 0; }
+bool has_transform(uint side) { return bitfieldExtract(side, 2, 1) != 0; }
+bool has_transform_of_head(uint side) { return bitfieldExtract(side, 3, 1) != 0; }  // one for each head
+bool has_codebook_of_head(uint side) { return bitfieldExtract(side, 4, 1) != 0; }
+bool has_qjl(uint side) { return bitfieldExtract(side, 5, 1) != 0; }
+uint segments_of(uint side) { return bitfieldExtract(side, 6, 2); }
+uint bits_0_of(uint side) { return bitfieldExtract(side, 8, 6); }
+uint bits_1_of(uint side) { return bitfieldExtract(side, 14, 6); }
+uint scale_bits_of(uint side) { return bitfieldExtract(side, 20, 5); }
+uint scale_kind_of(uint side) { return bitfieldExtract(side, 25, 3); }
+uint block_words_of(uint side) {
+  return kv_side_words(HEAD_DIM / segments_of(side), segments_of(side), bits_0_of(side), bits_1_of(side),
+                       scale_bits_of(side), has_qjl(side) ? 1 : 0);
+}
 
 const uint CANDIDATES = 7;
 const float kFactors[CANDIDATES] =
@@ -86,9 +86,8 @@ const uint kPanelMost = 2048 / HEAD_DIM / 4 * 4;
 const uint kPanel = kPanelMost < HEAD_DIM ? kPanelMost : HEAD_DIM;  // columns of a matrix in shared memory
 const uint kPanelPitch = HEAD_DIM + 1;
 const uint kPanelLoads = (HEAD_DIM * kPanel / 4 + THREADS - 1) / THREADS;
-const bool kSearches = K_SCALE == SCALE_SEARCHED || V_SCALE == SCALE_SEARCHED;
 const uint kPanelSize = kPanel * kPanelPitch;
-const uint kCodesSize = (kSearches ? CANDIDATES : 1) * HEAD_DIM / 4 * TOKENS;
+const uint kCodesSize = CANDIDATES * HEAD_DIM / 4 * TOKENS;
 
 shared vec4 x_tile[HEAD_DIM * kQuads];  // [value][four tokens]: x, later what quantization leaves over
 shared float y_tile[HEAD_DIM * kPitch];  // [value][token]
@@ -105,8 +104,8 @@ shared vec2 products[CANDIDATES * 2 * TOKENS];  // [candidate][segment][token]: 
 shared uint norm_code[TOKENS];                   // of what quantization leaves over
 
 // The side in hand, the same for all of the workgroup.
-uint segments, bits_0, bits_1, scale_bits, scale_kind, n, flags;
 bool is_v;
+uint side, segments, bits_0, bits_1, scale_bits, scale_kind, n;
 uint head, heads;
 uint first_token;  // of the piece's new tokens: its place in the block
 uint count;        // of them
@@ -116,21 +115,21 @@ uint centroids_at(uint segment) { return segment == 0 ? 0 : (2u << bits_0) - 1; 
 uint thresholds_at(uint segment) { return centroids_at(segment) + (1u << bits_of(segment)); }
 bool has_codes() { return bits_0 <= 4; }
 
-void choose_side(bool v_side) {
-  is_v = v_side;
-  segments = v_side ? V_SEGMENTS : K_SEGMENTS;
-  bits_0 = v_side ? V_BITS_0 : K_BITS_0;
-  bits_1 = v_side ? V_BITS_1 : K_BITS_1;
-  scale_bits = v_side ? V_SCALE_BITS : K_SCALE_BITS;
-  scale_kind = v_side ? V_SCALE : K_SCALE;
-  flags = v_side ? FLAGS >> V_SHIFT & 15u : FLAGS & 15u;
+void choose_side(bool v_chosen) {
+  is_v = v_chosen;
+  side = v_chosen ? v_side : k_side;
+  segments = segments_of(side);
+  bits_0 = bits_0_of(side);
+  bits_1 = bits_1_of(side);
+  scale_bits = scale_bits_of(side);
+  scale_kind = scale_kind_of(side);
   n = HEAD_DIM / segments;
 }
 
 void load_codebook() {
   if (!has_codes()) return;
   const uint size = centroids_at(1) + (segments == 2 ? (2u << bits_1) - 1 : 0);
-  const uint at = (flags & CODEBOOK_OF_HEAD) != 0 ? head * size : 0;
+  const uint at = has_codebook_of_head(side) ? head * size : 0;
   for (uint i = gl_LocalInvocationID.x; i < size; i += THREADS) {
     book[i] = uintBitsToFloat(is_v ? v_codebook.at[at + i] : k_codebook.at[at + i]);
   }
@@ -139,7 +138,7 @@ void load_codebook() {
 // Two neighbouring values of a token after its means are off; `at` is the first one's place in k or v.
 vec2 load_centred(uint at, uint i, uint position) {
   precise vec2 x = is_v ? load2(v, DTYPE, at) : load2(k, DTYPE, at);
-  if (!is_v && (FLAGS & HAS_POSITION_MEAN) != 0) {
+  if (has_position_mean(side)) {
     const vec2 m = load2(position_mean, DTYPE_F32, head * HEAD_DIM + i);
     const vec2 turn = load2(table, DTYPE_F32, position * HEAD_DIM + i);  // cosine, sine
     precise const vec2 along = m * turn.x;
@@ -147,7 +146,7 @@ vec2 load_centred(uint at, uint i, uint position) {
     precise const vec2 turned = vec2(along.x - across.x, along.y + across.y);
     x = x - turned;
   }
-  if ((flags & HAS_MEAN) != 0) {
+  if (has_mean(side)) {
     x = x - (is_v ? load2(v_mean, DTYPE_F32, head * HEAD_DIM + i) : load2(k_mean, DTYPE_F32, head * HEAD_DIM + i));
   }
   return x;
@@ -155,7 +154,7 @@ vec2 load_centred(uint at, uint i, uint position) {
 
 // Rows row .. row + count of k or v, the first at `position`, centred, to x_tile or, without a transform, to y_tile.
 void load_tokens(uint row, uint position) {
-  const bool to_x = (flags & HAS_TRANSFORM) != 0;
+  const bool to_x = has_transform(side);
   const uint quads = (count + 3) / 4;
   for (uint item = gl_LocalInvocationID.x; item < HEAD_DIM / 2 * quads; item += THREADS) {
     const uint i = item % (HEAD_DIM / 2) * 2, quad = item / (HEAD_DIM / 2);
@@ -489,8 +488,8 @@ void encode_residual(uint side_at) {
 void encode(uint row, uint begin, uint side_at) {
   Words transform = k_transform;
   if (is_v) transform = v_transform;
-  const uint transform_at = (flags & TRANSFORM_OF_HEAD) != 0 ? head * HEAD_DIM * HEAD_DIM : 0;
-  const bool transforms = (flags & HAS_TRANSFORM) != 0;
+  const uint transform_at = has_transform_of_head(side) ? head * HEAD_DIM * HEAD_DIM : 0;
+  const bool transforms = has_transform(side);
   if (transforms) load_panel(transform, transform_at, 0);
   load_codebook();
   load_tokens(row, begin);
@@ -516,7 +515,7 @@ void encode(uint row, uint begin, uint side_at) {
       pack_numbers(scales_at + segment * scale_bits, scale_bits, segment, false);
     }
   }
-  if (!is_v && QJL != 0) encode_residual(side_at);
+  if (has_qjl(side)) encode_residual(side_at);
 }
 
 void main() {
@@ -527,15 +526,13 @@ void main() {
   const uint row = uint(appends.at[3 * sequence]), start = uint(appends.at[3 * sequence + 1]);
   const uint end = start + uint(appends.at[3 * sequence + 2]);
   if (start == end) return;
-  const uint k_words =
-      kv_side_words(HEAD_DIM / K_SEGMENTS, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL);
-  const uint v_words = kv_side_words(HEAD_DIM / V_SEGMENTS, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0);
+  const uint k_words = block_words_of(k_side), block_words = k_words + block_words_of(v_side);
   for (uint piece = start / TOKENS + gl_WorkGroupID.x; piece * TOKENS < end; piece += gl_NumWorkGroups.x) {
     const uint begin = max(start, piece * TOKENS);
     count = min(end, (piece + 1) * TOKENS) - begin;
     first_token = begin % KV_BLOCK;
     const uint block = (sequence * heads + head) * blocks + begin / KV_BLOCK;
-    encode(row + begin - start, begin, block * (k_words + v_words) + (is_v ? k_words : 0));
+    encode(row + begin - start, begin, block * block_words + (is_v ? k_words : 0));
     barrier();  // before the next piece comes
   }
 }

@@ -157,8 +157,6 @@ uvec2 advance(uvec2 address, uint bytes) {
 }
 CacheWords words_at(uvec2 block, uint word) { return CacheWords(advance(block, 4 * word)); }
 
-const uint kKSide = 0;
-const uint kVSide = 1;
 uint k_block_words() { return kv_side_words(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL); }
 uint v_block_words() { return kv_side_words(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0); }
 uint k_scales_at() { return kv_scales_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1); }
@@ -181,11 +179,14 @@ void load_book(Words codebook, bool of_head, uint segments, uint bits_0, uint bi
 }
 
 void load_queries() {
-  UNROLL for (uint i = 0; i < QUERIES * kValues; ++i) {
+  UNROLL for (uint i = 0; i < QUERIES * kValues; i += 4) {
     const uint row = row_of(i / kValues) * HEAD_DIM, j = i % kValues;
     if (kHoldsQueries) {
-      held_q[i] = uintBitsToFloat(q.at[row + value_of(K_N, j)]) * kLog2E;
-      if (QJL != 0) held_projected[i] = uintBitsToFloat(projected.at[row + value_of(HEAD_DIM, j)]) * kLog2E;
+      const vec4 values = load4(q, DTYPE_F32, row + value_of(K_N, j)) * kLog2E;
+      UNROLL for (uint c = 0; c < 4; ++c) held_q[i + c] = values[c];
+      if (QJL == 0) continue;
+      const vec4 others = load4(projected, DTYPE_F32, row + value_of(HEAD_DIM, j)) * kLog2E;
+      UNROLL for (uint c = 0; c < 4; ++c) held_projected[i + c] = others[c];
     }
   }
 }
@@ -220,7 +221,7 @@ void load_units(uvec2 block, uint segment_at, uint n, uint bits, uint units, uin
 // Words of `bits` bits a token from word `at` on that hold those of this invocation's tokens.
 uint number_words(uint bits) { return TOKENS * bits > 32 ? TOKENS * bits / 32 : bits != 0 ? 1 : 0; }
 
-void load_keys(uvec2 block, uint token) {
+void load_keys(uvec2 block) {
   load_units(block, 0, K_N, K_BITS_0, kKUnits, 0);
   if (K_SEGMENTS == 2) load_units(block, K_N * K_BITS_0, K_N, K_BITS_1, kKUnits, kKUnits * K_BITS_0);
   CacheWords scales = words_at(block, kv_scale_word(K_SCALE_BITS, place));
@@ -234,6 +235,10 @@ void load_keys(uvec2 block, uint token) {
     CacheWords norms = words_at(block, kv_scale_word(16, place));
     UNROLL for (uint i = 0; i < number_words(16); ++i) norm_numbers[i] = norms.at[signs_at() + HEAD_DIM + i];
   }
+}
+
+// For the block in hand: a block ahead they would cost registers while values are summed.
+void load_biases(uint token) {
   if ((FLAGS & HAS_BIAS) != 0) {
     UNROLL for (uint i = 0; i < kScores; ++i) {
       biases[i] = uintBitsToFloat(bias.at[row_of(i / TOKENS) * blocks * KV_BLOCK + token + i % TOKENS]) * kLog2E;
@@ -405,11 +410,12 @@ void attend(uint first, uint end, uint length) {
   uvec2 block = advance(cache, low) + uvec2(0, high);
   uint index = first + slot, token = index * KV_BLOCK + place;
   if (index < end) {
-    load_keys(block, token);
+    load_keys(block);
     load_values(block);
   }
   for (uint round = first; round < end; round += kBlocksAtOnce) {
     float scores[kScores];
+    if (token < length) load_biases(token);
     score_tokens(scores);
     UNROLL for (uint i = 0; i < kScores; ++i) {
       UNROLL for (uint step = 1; step < PARTS; step *= 2) scores[i] += subgroupShuffleXor(scores[i], step);
@@ -417,7 +423,7 @@ void attend(uint first, uint end, uint length) {
     }
     block = advance(block, 4 * kBlocksAtOnce * block_words);
     index += kBlocksAtOnce;
-    if (index < end) load_keys(block, token + kBlocksAtOnce * KV_BLOCK);
+    if (index < end) load_keys(block);
     weigh(token, length, scores);
     if (token < length) add_values(length - token, scores);
     if (index < end) load_values(block);
@@ -431,21 +437,36 @@ struct Softmax {
   float largest, total;
 };
 
-Softmax merge_invocations(uint query) {
-  Softmax all;
-  all.largest = workgroup_max(largest[query]);
-  const float share = exp2(largest[query] - all.largest);
-  all.total = workgroup_sum(part == 0 ? share * total[query] : 0.0);
-  UNROLL for (uint base = 0; base < kValues; base += MERGED) {
-    barrier();
+// Leaves MERGED of this invocation's sums times `share`, those of the given group. Loops with loops or barriers in them
+// may stay loops, and what they index would leave the registers: this picks by comparisons.
+void share_sums(uint group, float share) {
+  UNROLL for (uint g = 0; g < QUERIES * kValues / MERGED; ++g) {
+    if (g != group) continue;
     UNROLL for (uint i = 0; i < MERGED; ++i) {
-      merge_buffer[i * (THREADS + 1) + gl_LocalInvocationID.x] = share * sums[query * kValues + base + i];
+      merge_buffer[i * (THREADS + 1) + gl_LocalInvocationID.x] = share * sums[g * MERGED + i];
     }
+  }
+}
+
+Softmax merge_invocations(uint query) {
+  Softmax own, all;
+  UNROLL for (uint r = 0; r < QUERIES; ++r) {
+    if (r == query) own = Softmax(largest[r], total[r]);
+  }
+  all.largest = workgroup_max(own.largest);
+  const float share = exp2(own.largest - all.largest);
+  all.total = workgroup_sum(part == 0 ? share * own.total : 0.0);
+  [[dont_unroll]] for (uint base = 0; base < kValues; base += MERGED) {
+    barrier();
+    share_sums((query * kValues + base) / MERGED, share);
     barrier();
     for (uint item = gl_LocalInvocationID.x; item < MERGED * PARTS; item += THREADS) {
       const uint i = item / PARTS, of_part = item % PARTS, j = base + i;
       float sum = 0.0;
-      for (uint other = of_part; other < THREADS; other += PARTS) sum += merge_buffer[i * (THREADS + 1) + other];
+      const uint AT_ONCE = 8;  // divides THREADS / PARTS
+      [[dont_unroll]] for (uint first = of_part; first < THREADS; first += AT_ONCE * PARTS) {
+        UNROLL for (uint k = 0; k < AT_ONCE; ++k) sum += merge_buffer[i * (THREADS + 1) + first + k * PARTS];
+      }
       merged[j / kVValues * V_N + of_part * kVValues + j % kVValues] = sum;
     }
   }
@@ -462,7 +483,7 @@ void finish(uint query, float sum_of_weights) {
     if ((FLAGS & HAS_TRANSFORM) != 0) {
       const uint at = ((FLAGS & TRANSFORM_OF_HEAD) != 0 ? head * HEAD_DIM + i : i) * HEAD_DIM;
       value = vec2(0.0);
-      for (uint j = 0; j < HEAD_DIM; j += 4) {
+      UNROLL for (uint j = 0; j < HEAD_DIM; j += 4) {
         const vec4 x = vec4(merged[j], merged[j + 1], merged[j + 2], merged[j + 3]);
         value.x += dot(load4(transform, DTYPE_F32, at + j), x);
         value.y += dot(load4(transform, DTYPE_F32, at + HEAD_DIM + j), x);
@@ -572,16 +593,15 @@ void main() {
   attend(first, end, min(length, end * KV_BLOCK));
 
 #ifdef SPLIT
-  UNROLL for (uint r = 0; r < QUERIES; ++r) store_partial(r, merge_invocations(r));
+  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) store_partial(r, merge_invocations(r));
   if (!is_last()) return;
-  for (uint r = 0; r < QUERIES; ++r) {
+  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
     finish(r, merge_splits(r));
     barrier();
   }
 #else
-  UNROLL for (uint r = 0; r < QUERIES; ++r) {
-    const Softmax softmax = merge_invocations(r);
-    finish(r, softmax.total);
+  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
+    finish(r, merge_invocations(r).total);
     barrier();
   }
 #endif

@@ -52,37 +52,26 @@ Dispatch lower_kv(const KvAppend& a, const Traits&) {
   struct Push {
     uint64_t k, v, appends, table, cache;
     uint64_t k_mean, position_mean, k_transform, k_codebook, projection, v_mean, v_transform, v_codebook;
-    uint32_t blocks;
+    uint32_t k_side, v_side, blocks;
   };
-  enum : uint32_t {  // as in the shader
-    kHasMean = 1,
-    kHasTransform = 2,
-    kTransformOfHead = 4,
-    kCodebookOfHead = 8,
-    kVShift = 4,
-    kHasPositionMean = 256
+  const auto describe = [&](const KvSide& side, const KvSideTensors& t) {  // as in the shader
+    return uint32_t(bool(t.mean)) | uint32_t(bool(t.position_mean)) << 1 | uint32_t(bool(t.transform)) << 2 |
+           uint32_t(is_per_head(t.transform, square(a.head_dim))) << 3 |
+           uint32_t(side.has_codebook() && is_per_head(t.codebook, side.codebook_size())) << 4 |
+           uint32_t(side.qjl) << 5 | side.segments << 6 | side.bits[0] << 8 | side.bits[1] << 14 |
+           side.scale_bits << 20 | uint32_t(side.scale) << 25;
   };
-  const auto flags_of = [&](const KvSide& side, const KvSideTensors& t) {
-    return (t.mean ? kHasMean : 0u) | (t.transform ? kHasTransform : 0u) |
-           (is_per_head(t.transform, square(a.head_dim)) ? kTransformOfHead : 0u) |
-           (side.has_codebook() && is_per_head(t.codebook, side.codebook_size()) ? kCodebookOfHead : 0u);
-  };
-  const uint32_t flags = flags_of(a.format.k, a.k_side) | flags_of(a.format.v, a.v_side) << kVShift |
-                         (a.k_side.position_mean ? kHasPositionMean : 0u);
   // Tokens of a workgroup: as many as shared memory takes at a time, but no fewer than have words in common.
   constexpr uint32_t kTile = 8;  // TILE in the shader
   const uint32_t tokens = std::clamp(std::bit_floor(1024 / a.head_dim), kTile, KV_BLOCK);
   const uint32_t threads = a.head_dim <= 128 ? 128 : 256;
-  const KvSide &k = a.format.k, &v = a.format.v;
-  return dispatch(
-      "kv_append",
-      {threads, id_of(a.k.dtype), a.head_dim, tokens, k.segments, k.bits[0], k.bits[1], k.scale_bits, uint32_t(k.scale),
-       k.qjl, v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale), flags},
-      {capped(1 + ceil_div(a.max_count - 1, tokens)), 2 * a.heads, a.sequences},
-      Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table), address_of(a.cache),
-           address_of(a.k_side.mean), address_of(a.k_side.position_mean), address_of(a.k_side.transform),
-           address_of(a.k_side.codebook), address_of(a.k_side.projection), address_of(a.v_side.mean),
-           address_of(a.v_side.transform), address_of(a.v_side.codebook), a.capacity / KV_BLOCK});
+  return dispatch("kv_append", {threads, id_of(a.k.dtype), a.head_dim, tokens},
+                  {capped(1 + ceil_div(a.max_count - 1, tokens)), 2 * a.heads, a.sequences},
+                  Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table),
+                       address_of(a.cache), address_of(a.k_side.mean), address_of(a.k_side.position_mean),
+                       address_of(a.k_side.transform), address_of(a.k_side.codebook), address_of(a.k_side.projection),
+                       address_of(a.v_side.mean), address_of(a.v_side.transform), address_of(a.v_side.codebook),
+                       describe(a.format.k, a.k_side), describe(a.format.v, a.v_side), a.capacity / KV_BLOCK});
 }
 
 Dispatch lower_kv(const KvQuery& a, const Traits& traits) {

@@ -60,7 +60,7 @@ void add_append(Harness& harness, const NamedFormat& format, DType dtype, uint32
   harness.add(what, [&](Case& c) -> Operation {
     const uint32_t capacity =
         (end + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK + KV_BLOCK * rng.below(2) + KV_BLOCK * (end == 0);
-    const uint32_t sequences = uint32_t(appends.size()), table_rows = capacity + rng.below(3);
+    const uint32_t sequences = uint32_t(appends.size()), table_rows = std::max(1u, end) + rng.below(3);
     const uint64_t width = uint64_t(heads) * head_dim;
     const uint64_t words = sequences * heads * uint64_t(capacity / KV_BLOCK) * format.format.block_words(head_dim);
     KvAppend a{.k = c.input(dtype, random_tokens(rng, tokens, width)),
@@ -102,9 +102,9 @@ TEST_CASE("kv_append packs the oracle's bits", "[conformance]") {
                  v);
       add_append(harness, format, dtype, heads, head_dim, {random_append(rng.pick({32u, 33u, 64u, 100u}))}, k, v);
     };
-    for (size_t i = 0; i < kv_formats().size(); ++i)
-      for (const uint32_t head_dim : head_dims_for(harness, i))
-        add(kv_formats()[i], rng.pick(kFloatTypes), head_dim, random_centring(rng, true), random_centring(rng, false));
+    for (const FormatCase& each : format_cases(harness, true))
+      for (const uint32_t head_dim : each.head_dims)
+        add(each.format, rng.pick(kFloatTypes), head_dim, random_centring(rng, true), random_centring(rng, false));
 
     const Centring all{.mean = true, .position_mean = true, .transform = true};
     const Centring all_of_v{.mean = true, .transform = true};

@@ -48,9 +48,9 @@ void add_query(Harness& harness, DType dtype, uint32_t rows, uint32_t heads, uin
 
 uint32_t f16_between(Rng& rng, float begin, float end) { return f16_from_f32(rng.uniform(begin, end)); }
 
-// A code for a scale near `size`, now and then that of 0, in 16 bits also as a subnormal number.
+// A code for a scale near `size`, now and then that of 0. No encoder stores the codes of subnormal numbers.
 uint32_t random_scale(Rng& rng, uint32_t scale_bits, float size) {
-  if (rng.below(40) == 0) return scale_bits == 16 && rng.coin() ? rng.below(0x400) : 0;
+  if (rng.below(40) == 0) return 0;
   if (scale_bits == 16) return f16_between(rng, 0.5f * size, 2 * size);
   return kv_scale_below(8, size * rng.uniform(0.5f, 2));
 }
@@ -74,13 +74,12 @@ void tame(Rng& rng, const KvSide& side, uint32_t head_dim, uint32_t t, uint32_t*
     set_bits(scales[segment * side.scale_bits + kv_scale_word(side.scale_bits, t)], kv_scale_shift(side.scale_bits, t),
              side.scale_bits,
              random_scale(rng, side.scale_bits,
-                          bits == 8                       ? 1.0f / 64
-                          : side.scale == KvScale::absmax ? 0.25f
+                          bits == 8                       ? 1.0f / 100
+                          : side.scale == KvScale::absmax ? 0.15f
                                                           : 1.0f));
   if (side.qjl) {
     uint32_t* norms = words + kv_signs_at(n, side.segments, bits, side.bits[1], side.scale_bits) + head_dim;
-    set_bits(norms[kv_scale_word(16, t)], kv_scale_shift(16, t), 16,
-             rng.below(20) ? f16_between(rng, 0.1f, 2) : rng.below(0x400));
+    set_bits(norms[kv_scale_word(16, t)], kv_scale_shift(16, t), 16, random_scale(rng, 16, 0.5f));
   }
 }
 
@@ -119,9 +118,10 @@ void add_attention(Harness& harness, const NamedFormat& format, DType out, uint3
     KvAttention a;
     a.format = f;
     a.sequences = sequences, a.queries = queries, a.heads = heads, a.head_dim = head_dim, a.capacity = capacity;
-    a.q = c.input(DType::f32, rng.normals(stored, rng.pick({1.0f, 3.0f}) / std::sqrt(float(head_dim))));
+    a.q = c.input(DType::f32, rng.normals(stored, rng.pick({1.0f, 2.0f}) / std::sqrt(float(head_dim))));
     a.cache = c.input(random_cache(rng, f, heads, head_dim, capacity, lengths));
     a.lengths = c.input(std::vector<int32_t>(lengths.begin(), lengths.end()));
+    // Scores reach 10 or so; Vulkan's exp is right to some (3 + 2 x 10) 2^-24 there.
     a.out = c.output(out, stored, rounded(out, stored, 5e-6));
     if (f.k.qjl) a.projected = c.input(DType::f32, rng.normals(stored));
     if (parts.bias) {
@@ -169,21 +169,19 @@ TEST_CASE("kv_attention agrees with the oracle", "[conformance]") {
   conform(53, Units::any, [](Harness& harness) {
     Rng& rng = harness.rng();
     const auto context = [&] { return rng.pick(kContexts); };
-    for (size_t i = 0; i < kv_formats().size(); ++i) {
-      const std::vector<uint32_t> head_dims = head_dims_for(harness, i);
-      for (const uint32_t head_dim : head_dims) {
-        // One kernel for all of these.
-        const NamedFormat& format = kv_formats()[i];
+    for (const FormatCase& each : format_cases(harness, false))
+      for (const uint32_t head_dim : each.head_dims) {
+        // One kernel for the first two, another where the context is long.
         const DType out = rng.pick(kFloatTypes);
         const uint32_t queries = rng.pick({1u, 2u});
         const AttentionParts parts = random_parts(rng);
-        add_attention(harness, format, out, queries, rng.pick({1u, 2u, 3u}), head_dim, {context()}, parts);
-        add_attention(harness, format, out, queries, 2, head_dim, {context(), 0, rng.pick({2u, 100u, 150u}), context()},
-                      parts);
-        if (head_dim == head_dims[i % head_dims.size()])
-          add_attention(harness, format, out, queries, 1, head_dim, {rng.pick({1000u, 1023u, 1025u}), 1, 40}, parts);
+        add_attention(harness, each.format, out, queries, rng.pick({1u, 2u, 3u}), head_dim, {context()}, parts);
+        add_attention(harness, each.format, out, queries, 2, head_dim,
+                      {context(), 0, rng.pick({2u, 100u, 150u}), context()}, parts);
+        if (rng.below(3) == 0)
+          add_attention(harness, each.format, out, queries, 1, head_dim, {rng.pick({1000u, 1023u, 1025u}), 1, 40},
+                        parts);
       }
-    }
     const AttentionParts all{true, true, true, false};
     const NamedFormat& ours = kv_format("3 and 4 bits searched, 8-bit scales");
     const NamedFormat& widest = kv_format("3|2 bits with QJL, 4|3 bits");

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <catch2/catch_test_macros.hpp>
 
 #include "runtime/error.h"
 
@@ -19,6 +20,8 @@ KvSide coded(uint32_t bits, KvScale scale, uint32_t scale_bits, bool qjl = false
 KvSide split(uint32_t first, uint32_t second, KvScale scale, uint32_t scale_bits, bool qjl = false) {
   return {.segments = 2, .bits = {first, second}, .scale_bits = scale_bits, .scale = scale, .qjl = qjl};
 }
+
+constexpr size_t kSingularFormats = 15;  // the first ones, each of its own kind
 
 std::vector<NamedFormat> make_formats() {
   using enum KvScale;
@@ -39,7 +42,8 @@ std::vector<NamedFormat> make_formats() {
       {"f32, 2 bits", {exact(32), coded(2, searched, 8)}},
       {"3 bits absmax, 2|3 bits absmax", {coded(3, absmax, 8), split(2, 3, absmax, 16)}},
   };
-  // K one bit more than V, the other way round and alike, through all kinds of scale.
+  REQUIRE(formats.size() == kSingularFormats);
+  // Numbers of bits for K and V through all kinds of scale.
   for (const KvScale scale : {norm, corrected, searched})
     for (const uint32_t scale_bits : {16u, 8u})
       for (const auto& [k, v] : {std::pair{1u, 2u}, {2u, 2u}, {3u, 3u}, {3u, 4u}, {4u, 1u}}) {
@@ -64,15 +68,27 @@ const NamedFormat& kv_format(const std::string& name) {
   throw_error(ErrorKind::usage, "no test format {}", name);
 }
 
-std::vector<uint32_t> head_dims_for(const Harness& harness, size_t index) {
-  std::vector<uint32_t> all(std::begin(kHeadDims), std::end(kHeadDims));
-  if (!harness.compiles()) {
-    all.insert(all.end(), std::begin(kOtherHeadDims), std::end(kOtherHeadDims));
-    return all;
+std::vector<FormatCase> format_cases(const Harness& harness, bool encoding) {
+  const std::vector<uint32_t> usual(std::begin(kHeadDims), std::end(kHeadDims));
+  std::vector<uint32_t> all = usual;
+  all.insert(all.end(), std::begin(kOtherHeadDims), std::end(kOtherHeadDims));
+  std::vector<FormatCase> cases;
+  std::vector<KvFormat> seen;
+  for (const NamedFormat& format : kv_formats()) {
+    KvFormat key = format.format;
+    if (!encoding) key.k.scale = key.v.scale = KvScale::none;
+    if (harness.compiles() && std::find(seen.begin(), seen.end(), key) != seen.end()) continue;
+    seen.push_back(key);
+    const size_t index = seen.size();
+    if (harness.compiles() && !harness.on_gpu() && index > kSingularFormats && index % 2 == 0) continue;
+    if (!harness.compiles())
+      cases.push_back({format, all});
+    else if (harness.on_gpu())
+      cases.push_back({format, {usual[index % usual.size()], usual[(index + 2) % usual.size()]}});
+    else
+      cases.push_back({format, {usual[index % usual.size()]}});
   }
-  std::vector<uint32_t> some{all[index % all.size()]};
-  if (harness.on_gpu()) some.push_back(all[(index + 2) % all.size()]);
-  return some;
+  return cases;
 }
 
 std::vector<float> random_codebook(Rng& rng, const KvSide& side, uint32_t heads) {
@@ -81,7 +97,7 @@ std::vector<float> random_codebook(Rng& rng, const KvSide& side, uint32_t heads)
     for (uint32_t segment = 0; segment < side.segments && side.has_codebook(); ++segment) {
       const uint32_t count = 1u << side.bits[segment];
       std::vector<float> centroids;
-      const float reach = 0.8f * std::sqrt(float(count)), step = 2 * reach / float(count);
+      const float reach = std::min(2.0f, 0.8f * std::sqrt(float(count))), step = 2 * reach / float(count);
       for (uint32_t k = 0; k < count; ++k)
         centroids.push_back(side.scale == KvScale::absmax
                                 ? float(k) - float(count / 2)

@@ -19,9 +19,14 @@ const std::vector<NamedFormat>& kv_formats();
 
 const NamedFormat& kv_format(const std::string& name);
 
-// The head_dims that format number `index` is tried with: all of them where nothing has to be compiled; else one in
-// turn, and a second one on a GPU proper.
-std::vector<uint32_t> head_dims_for(const Harness& harness, size_t index);
+// Formats, each with head_dims to try it with. All with all where nothing has to be compiled. Else each format with one
+// head_dim in turn, on a GPU proper with two; if not `encoding`, those that differ in how the scale was found count as
+// one; and a software driver, which compiles slowly, gets every other one.
+struct FormatCase {
+  NamedFormat format;
+  std::vector<uint32_t> head_dims;
+};
+std::vector<FormatCase> format_cases(const Harness& harness, bool encoding);
 
 // [heads or 1, codebook_size]: centroids near those of a normal distribution, each head's its own, and the thresholds
 // midway; those of absmax the integers from -2^(bits - 1) on.

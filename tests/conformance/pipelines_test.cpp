@@ -7,6 +7,7 @@
 #include "runtime/device_choice.h"
 #include "runtime/vulkan/addressed_buffer.h"
 #include "runtime/vulkan/compile.h"
+#include "tests/conformance/kv_data.h"
 #include "tests/options.h"
 
 namespace turboesm {
@@ -29,6 +30,17 @@ class Builder {
       for (const uint32_t rows : {1u, 16u, 147u, kTokens}) add_linears(dtype, rows);
       for (const uint32_t head_dim : kHeadDims) add_attention(dtype, head_dim);
     }
+    for (const conformance::NamedFormat& format : conformance::kv_formats()) {
+      add_cache(format.format, 64, 1, 8192);
+      if (!in_use(format.format)) continue;
+      for (const uint32_t head_dim : kHeadDims) {
+        add_cache(format.format, head_dim, 1, 64);
+        add_cache(format.format, head_dim, 2, 8192);
+      }
+      add_cache(format.format, 64, 4, 64);
+    }
+    add(Sample{f32(8 * 33), i32(20), i32(4), i32(4 * 512), f32(4), i32(8), i32(8), i32(12), i32(4), i32(4), 4, 33, 20,
+               512});
   }
 
   const std::vector<Operation>& operations() const { return operations_; }
@@ -89,6 +101,39 @@ class Builder {
     for (const uint32_t longest : {1u, 70u, kTokens})
       add(Attention{values, values, values, i32(5), values, kTokens, 4, heads, head_dim, longest});
     add(AttentionMaps{values, values, f32(uint64_t(heads) * length * length), kTokens, 0, length, heads, head_dim});
+  }
+
+  // The baselines, and a format with each part that there is.
+  static bool in_use(const KvFormat& f) {
+    const bool searched = f.k.scale == KvScale::searched && f.k.bits[0] == 3 && f.v.bits[0] == 4;
+    return f.k.bits[0] >= 8 || searched || f.k.segments == 2;
+  }
+
+  // `capacity` decides whether workgroups share a sequence.
+  void add_cache(const KvFormat& format, uint32_t head_dim, uint32_t queries, uint32_t capacity) {
+    const uint32_t heads = 2, width = heads * head_dim;
+    const Tensor rows = f32(queries * width), square = f32(heads * head_dim * head_dim), mean = f32(width);
+    const Tensor values = tensor(queries == 1 ? DType::f16 : DType::f32, 4 * width), table = f32(capacity * head_dim);
+    const Tensor k_book = f32(heads * 64), v_book = f32(heads * 64);
+    const Tensor cache = i32(uint64_t(heads) * (capacity / KV_BLOCK) * format.block_words(head_dim));
+    add(KvAppend{values,
+                 values,
+                 i32(3),
+                 table,
+                 {mean, mean, square, k_book, square},
+                 {mean, {}, square, v_book, {}},
+                 cache,
+                 format,
+                 2,
+                 1,
+                 heads,
+                 head_dim,
+                 capacity,
+                 capacity});
+    add(KvQuery{values, square, square, mean, rows, rows, values, queries, heads, head_dim});
+    const Tensor bias = queries == 1 ? Tensor{} : f32(uint64_t(queries) * heads * capacity);
+    add(KvAttention{rows, rows, bias, cache, i32(1), k_book, v_book, square, mean, values, format, 1, queries, heads,
+                    head_dim, capacity});
   }
 
   Buffer& buffer_;

@@ -92,11 +92,9 @@ GenerateReport generate_with(Device& on, std::string_view preset, const Generate
 }
 
 TEST_CASE("one seed gives the same proteins on every back end", "[golden]") {
-  const std::string preset = GENERATE(std::string("f32"), std::string("turbo"));
-  INFO(preset);
   const GenerateOptions options{.prompt = random_residues(5, 1), .count = 4, .length = 40, .top_p = 0.95f, .seed = 3};
-  const GenerateReport here = generate_with(device(), preset, options);
-  const GenerateReport oracle = generate_with(*open_oracle(), preset, options);
+  const GenerateReport here = generate_with(device(), "f32", options);
+  const GenerateReport oracle = generate_with(*open_oracle(), "f32", options);
   REQUIRE(here.proteins.size() == 4);
   for (size_t i = 0; i < 4; ++i) {
     INFO("protein " << i);
@@ -106,6 +104,20 @@ TEST_CASE("one seed gives the same proteins on every back end", "[golden]") {
     CHECK(std::equal(options.prompt.begin(), options.prompt.end(), here.proteins[i].residues.begin()));
   }
   CHECK(here.proteins[0].residues != here.proteins[1].residues);
+}
+
+// Keys that differ in their last bit can lie on either side of a threshold, so that draws may part in the end: the same
+// residues are given to both.
+TEST_CASE("a quantized cache says the same of a protein on every back end", "[golden]") {
+  const std::vector<int32_t> ids = with_cls(random_residues(50, 9));
+  const auto log_probability = [&](Device& on) {
+    Esm2 model(on, Esm2Weights::load(on, Checkpoint::open(model_directory("tiny_hd64")), DType::f32));
+    Decoder decoder(model, tables_of("turbo", model.config()), {.sequences = 1, .capacity = 52});
+    decoder.start(std::vector<DecodeTask>{task_of(ids, 10)}, 64);
+    for (size_t step = 0; step < 42; ++step) decoder.submit();
+    return double(decoder.log_probability()[0]) / 42;
+  };
+  CHECK(std::abs(log_probability(device()) - log_probability(*open_oracle())) <= 2e-3);
 }
 
 TEST_CASE("a decoder's memory is what its plan says", "[golden]") {
