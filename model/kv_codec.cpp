@@ -34,11 +34,11 @@ constexpr KvPresetRow kPresets[] = {
     {"turboquant-3-qjl", "k2,v3,random,norm,qjl", "turboquant-3 with one bit of K spent on QJL"},
     {"turboquant-3.5-qjl", "k2.5,v3.5,random,norm,qjl", "turboquant-3.5 with one bit of K spent on QJL"},
     {"turboquant-4-qjl", "k3,v4,random,norm,qjl", "turboquant-4 with one bit of K spent on QJL"},
-    {"turbo", "k3,v4,pre,balanced,search,s8",
-     "K 3 and V 4 bits: mean of K before RoPE off, balanced transform, best scale"},
-    {"turbo-xs", "k2,v2,pre,balanced,search,s8", "turbo with 2 and 2 bits"},
-    {"turbo-s", "k3,v3,pre,balanced,search,s8", "turbo with 3 and 3 bits"},
-    {"turbo-l", "k4,v4,pre,balanced,search,s8", "turbo with 4 and 4 bits"},
+    {"turbo", "k4/3,v4/2,pre,balanced,search,s8",
+     "mean of K before RoPE off, balanced transform, more bits for what matters more, best scale"},
+    {"turbo-xs", "k3/1,v3/1,pre,balanced,search,s8", "turbo with 2 bits for K and V"},
+    {"turbo-s", "k4/2,v4/2,pre,balanced,search,s8", "turbo with 3 bits for K and V"},
+    {"turbo-l", "k4,v4,pre,balanced,search,s8", "turbo with 4 bits for all of K and V"},
 };
 
 // What the parts of a specification say about one side; nothing where no part does.
@@ -105,11 +105,14 @@ class SpecParser {
       std::string_view text;
       std::array<uint32_t, 2> bits;
     };
-    static constexpr Row kRows[] = {{"1", {1, 0}},   {"2", {2, 0}},   {"3", {3, 0}}, {"4", {4, 0}},   {"1.5", {2, 1}},
-                                    {"2.5", {3, 2}}, {"3.5", {4, 3}}, {"8", {8, 0}}, {"16", {16, 0}}, {"32", {32, 0}}};
+    static constexpr Row kRows[] = {{"1", {1, 0}},   {"2", {2, 0}},   {"3", {3, 0}},   {"4", {4, 0}},
+                                    {"8", {8, 0}},   {"16", {16, 0}}, {"32", {32, 0}}, {"1.5", {2, 1}},
+                                    {"2.5", {3, 2}}, {"3.5", {4, 3}}, {"2/1", {2, 1}}, {"3/1", {3, 1}},
+                                    {"3/2", {3, 2}}, {"4/1", {4, 1}}, {"4/2", {4, 2}}, {"4/3", {4, 3}}};
     for (const Row& row : kRows)
       if (row.text == part.substr(1)) return row.bits;
-    fail("\"{}\": bits are 1, 2, 3, 4, 1.5, 2.5, 3.5, 8, 16 or 32", part);
+    fail("\"{}\": bits are 1, 2, 3, 4, 8, 16, 32 or, of two halves, 2/1, 3/1, 3/2, 4/1, 4/2, 4/3 (or 1.5, 2.5, 3.5)",
+         part);
   }
 
   void read_choice(std::string_view choice, SideParts& side, std::string_view part) {

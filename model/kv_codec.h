@@ -62,8 +62,8 @@ std::span<const KvPresetRow> kv_presets();  // the published schemes, the baseli
 inline constexpr std::string_view kDefaultKvPreset = "turbo";
 
 // A preset by name, or one put together from parts joined by ',' or '+':
-//   kBITS vBITS    both needed: 1, 2, 3, 4; 1.5, 2.5, 3.5 (the half of the channels with more energy has one bit more
-//                  than the other); 8; 16, 32 (f16, f32, as they are)
+//   kBITS vBITS    both needed: 1, 2, 3, 4; A/B, 2/1 to 4/3 (the half of the channels with more energy has A bits, the
+//                  other B; 1.5, 2.5 and 3.5 are 2/1, 3/2 and 4/3); 8; 16, 32 (f16, f32, as they are)
 //   post | pre     centre: K's mean after, or before RoPE (KvCentre::mean, position_mean); V's mean with either
 //   svd | hadamard | random | balanced      transform
 //   norm | correct | search | absmax        scale of a token and head (KvScale); without: none

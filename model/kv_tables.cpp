@@ -100,7 +100,14 @@ TransformPair head_transform(const SideContext& side, uint32_t head, const std::
   TransformPair pair{SquareMatrix::identity(d), SquareMatrix::identity(d)};
   const bool calibrated = transform_is_calibrated(side.recipe);
   const SquareMatrix left = calibrated ? moment(side, head) : SquareMatrix(0);
-  if (side.recipe.transform == KvTransform::balanced) pair = balanced_transform(left, error_weight(side, head));
+  if (side.recipe.transform == KvTransform::balanced) {
+    pair = balanced_transform(left, error_weight(side, head));
+    if (segments == 2) {  // where energy and cost are in balance, its principal axes part the channels best
+      const SquareMatrix axes = principal_axes(multiply(multiply(pair.forward, left), transposed(pair.forward)));
+      pair.forward = multiply(axes, pair.forward);
+      pair.inverse = multiply(pair.inverse, transposed(axes));
+    }
+  }
   if (side.recipe.transform == KvTransform::svd) {
     pair.forward = principal_axes(left);
     pair.inverse = transposed(pair.forward);

@@ -13,7 +13,8 @@ namespace turboesm {
 //   none       no scale: y = Q(y)
 //   norm       s = |y| / sqrt(n)
 //   corrected  codes as with norm, s = |y| / |Q|: what is decoded has the norm that was measured
-//   searched   codes of the scale among 7 round |y| / sqrt(n) whose Q points closest to y; s = |y|^2 / (y . Q)
+//   searched   codes of that scale s among three round |y| / sqrt(n) (kv_search_factor) for which |y - s Q(y / s)| is
+//              least; then s = |y|^2 / (y . Q), so that what is decoded has the measured length along y
 //   absmax     s = max |y| / (largest centroid, or 127 for 8-bit integers)
 enum class KvScale : uint32_t { none, norm, corrected, searched, absmax };
 

@@ -74,10 +74,7 @@ uint block_words_of(uint side) {
                        scale_bits_of(side), has_qjl(side) ? 1 : 0);
 }
 
-const uint CANDIDATES = 7;
-const float kFactors[CANDIDATES] =
-    float[](1.1764706, 1.1111111, 1.0526316, 1.0, 0.95238095, 0.90909091, 0.86956522);
-const uint kUnchanged = 3;  // the factor 1
+const uint CANDIDATES = 3;  // of a searched scale
 
 const uint TILE = 8;                                   // tokens of an invocation in a product
 const uint kQuads = TOKENS / 4;                        // of tokens
@@ -99,8 +96,8 @@ shared float squares[2 * TOKENS];       // sum of y^2
 shared float first_scale[2 * TOKENS];   // with which codes are found
 shared float scale[2 * TOKENS];         // as stored
 shared uint scale_code[2 * TOKENS];     // the same, as a code
-shared uint chosen[2 * TOKENS];         // candidate
-shared vec2 products[CANDIDATES * 2 * TOKENS];  // [candidate][segment][token]: sum of y z, of z^2, z the centroids
+shared uint chosen[2 * TOKENS];         // candidate, the best so far
+shared vec2 sums[CANDIDATES * 2 * TOKENS];  // [candidate][segment][token]: see sum_over_values
 shared uint norm_code[TOKENS];                   // of what quantization leaves over
 
 // The side in hand, the same for all of the workgroup.
@@ -304,14 +301,19 @@ uint byte_of(float y, float s) {
 
 uint codes_at(uint candidate, uint four, uint a) { return (candidate * (HEAD_DIM / 4) + four) * TOKENS + a; }
 
-// Codes of all values with each candidate's scale.
-void quantize(uint candidates) {
+float candidate_scale(uint candidate, uint at) {
+  if (scale_kind != SCALE_SEARCHED) return first_scale[at];
+  precise const float s = first_scale[at] * kv_search_factor(candidate, chosen[at] == 1);
+  return s;
+}
+
+// Codes of all values with the scales of candidates first .. first + candidates.
+void quantize(uint first, uint candidates) {
   const uint items = candidates * HEAD_DIM / 4 * count;
   for (uint item = gl_LocalInvocationID.x; item < items; item += THREADS) {
-    const uint a = item % count, four = item / count % (HEAD_DIM / 4), candidate = item / count / (HEAD_DIM / 4);
+    const uint a = item % count, four = item / count % (HEAD_DIM / 4), candidate = first + item / count / (HEAD_DIM / 4);
     const uint segment = 4 * four / n;
-    precise float s = first_scale[segment * TOKENS + a];
-    if (candidates > 1) s = s * kFactors[candidate];
+    const float s = candidate_scale(candidate, segment * TOKENS + a);
     uint codes = 0;
     [[unroll]] for (uint c = 0; c < 4; ++c) {
       const float y = y_tile[(4 * four + c) * kPitch + a];
@@ -321,46 +323,58 @@ void quantize(uint candidates) {
   }
 }
 
-void sum_products(uint candidates) {
+// With z the centroids: of a searched scale s the sums of (y - s z)^2 and of y z, of others those of z^2 and of y z.
+void sum_over_values(uint first, uint candidates) {
+  const bool is_searched = scale_kind == SCALE_SEARCHED;
   for (uint item = gl_LocalInvocationID.x; item < candidates * segments * count; item += THREADS) {
-    const uint a = item % count, segment = item / count % segments, candidate = item / count / segments;
+    const uint a = item % count, segment = item / count % segments, candidate = first + item / count / segments;
     const uint centroids = centroids_at(segment);
+    const float s = candidate_scale(candidate, segment * TOKENS + a);
     precise vec2 sum = vec2(0.0);
     for (uint i = segment * n; i < (segment + 1) * n; i += 4) {
       const uint codes = pool[codes_at(candidate, i / 4, a)];
       [[unroll]] for (uint c = 0; c < 4; ++c) {
+        const float y = y_tile[(i + c) * kPitch + a];
         const float z = book[centroids + (codes >> (8 * c) & 0xffu)];
-        precise const vec2 product = vec2(y_tile[(i + c) * kPitch + a], z) * z;
+        precise const float decoded = s * z;
+        precise const float difference = y - decoded;
+        precise const vec2 product = (is_searched ? vec2(difference, y) : vec2(z, y)) *
+                                     (is_searched ? vec2(difference, z) : vec2(z, z));
         sum = sum + product;
       }
     }
-    products[(candidate * 2 + segment) * TOKENS + a] = sum;
+    sums[(candidate * 2 + segment) * TOKENS + a] = sum;
   }
 }
 
-// Whether the squared cosine of y and z is larger for the products `now` than for `best`.
-bool points_closer(vec2 now, vec2 best) {
-  precise const float now_square = now.x * now.x;
-  precise const float best_square = best.x * best.x;
-  precise const float left = now_square * best.y;
-  precise const float right = best_square * now.y;
-  return left > right;
+void choose_candidate(uint candidate) {
+  for (uint item = gl_LocalInvocationID.x; item < segments * count; item += THREADS) {
+    const uint at = item / count * TOKENS + item % count;
+    if (sums[candidate * 2 * TOKENS + at].x < sums[chosen[at] * 2 * TOKENS + at].x) chosen[at] = candidate;
+  }
 }
 
-void choose_scales() {
+// Leaves the best candidate of each token and segment in `chosen`.
+void search() {
+  quantize(0, 2);
+  barrier();
+  sum_over_values(0, 2);
+  barrier();
+  choose_candidate(1);
+  barrier();
+  quantize(2, 1);
+  barrier();
+  sum_over_values(2, 1);
+  barrier();
+  choose_candidate(2);
+}
+
+void find_scales() {
   for (uint item = gl_LocalInvocationID.x; item < segments * count; item += THREADS) {
-    const uint a = item % count, segment = item / count, at = segment * TOKENS + a;
+    const uint at = item / count * TOKENS + item % count;
+    const vec2 sum = sums[chosen[at] * 2 * TOKENS + at];
     const bool is_searched = scale_kind == SCALE_SEARCHED;
-    vec2 best = is_searched ? vec2(0.0) : products[at];
-    uint best_candidate = is_searched ? kUnchanged : 0;
-    for (uint candidate = 0; is_searched && candidate < CANDIDATES; ++candidate) {
-      const vec2 now = products[candidate * 2 * TOKENS + at];
-      if (!(now.x > 0.0 && now.y > 0.0) || (best.y > 0.0 && !points_closer(now, best))) continue;
-      best = now;
-      best_candidate = candidate;
-    }
-    chosen[at] = best_candidate;
-    scale_code[at] = nearest_scale(scale_bits, squares[at], is_searched ? best.x : best.y, !is_searched);
+    scale_code[at] = nearest_scale(scale_bits, squares[at], is_searched ? sum.y : sum.x, !is_searched);
     scale[at] = kv_scale_value(scale_bits, scale_code[at]);
   }
 }
@@ -496,17 +510,18 @@ void encode(uint row, uint begin, uint side_at) {
   if (transforms) transform_tokens(transform, transform_at);
   barrier();
   if (bits_0 <= 8) {
-    const uint candidates = scale_kind == SCALE_SEARCHED ? CANDIDATES : 1;
     measure();
     barrier();
-    quantize(candidates);
-    barrier();
-    if (scale_kind == SCALE_CORRECTED || scale_kind == SCALE_SEARCHED) {
-      sum_products(candidates);
+    if (scale_kind == SCALE_SEARCHED) {
+      search();
+    } else {
+      quantize(0, 1);
       barrier();
-      choose_scales();
-      barrier();
+      if (scale_kind == SCALE_CORRECTED) sum_over_values(0, 1);
     }
+    barrier();
+    if (scale_kind == SCALE_CORRECTED || scale_kind == SCALE_SEARCHED) find_scales();
+    barrier();
   }
   pack_all_codes(side_at);
   if (scale_bits > 0) {

@@ -93,28 +93,31 @@ int32_t nearest_integer(float y, float s) {
   return q;
 }
 
-// Of 7 scales round s0 the one whose centroids z point closest to y: (y . z)^2 / (z . z) is largest. Leaves its codes
-// and centroids and returns the code of the scale |y|^2 / (y . z).
+// Of three scales s round s0 the one with the least |y - s z|^2, z the centroids. Leaves its codes and centroids and
+// returns the code of the scale |y|^2 / (y . z).
 uint32_t search(const Side& side, uint32_t segment, const float* y, float s0, float squares, uint32_t* codes,
                 float* centroids) {
-  constexpr float kFactors[] = {1.1764706f, 1.1111111f, 1.0526316f, 1.0f, 0.95238095f, 0.90909091f, 0.86956522f};
-  uint32_t candidate[kMaxHeadDim];
+  uint32_t candidate_codes[kMaxHeadDim];
   float z[kMaxHeadDim];
-  float best_yz = 0, best_zz = 0;
-  for (const float factor : kFactors) {
-    quantize(side, segment, y, s0 * factor, candidate, z);
-    Sum yz, zz;
-    for (uint32_t i = 0; i < side.n; ++i) yz.add(y[i], z[i]), zz.add(z[i], z[i]);
-    if (!(yz.value > 0 && zz.value > 0)) continue;
-    if (best_zz > 0 && !(yz.value * yz.value * best_zz > best_yz * best_yz * zz.value)) continue;
+  float least = 0, best_yz = 0;
+  bool second_is_better = false;
+  for (uint32_t candidate = 0; candidate < 3; ++candidate) {
+    const float s = s0 * kv_search_factor(candidate, second_is_better);
+    quantize(side, segment, y, s, candidate_codes, z);
+    Sum error, yz;
+    for (uint32_t i = 0; i < side.n; ++i) {
+      const float decoded = s * z[i], difference = y[i] - decoded;
+      error.add(difference, difference);
+      yz.add(y[i], z[i]);
+    }
+    if (candidate > 0 && !(error.value < least)) continue;
+    second_is_better = candidate == 1;
+    least = error.value;
     best_yz = yz.value;
-    best_zz = zz.value;
-    std::memcpy(codes, candidate, side.n * sizeof *codes);
+    std::memcpy(codes, candidate_codes, side.n * sizeof *codes);
     std::memcpy(centroids, z, side.n * sizeof *centroids);
   }
-  if (best_zz > 0) return scale_code(side.format.scale_bits, squares, best_yz, false);
-  quantize(side, segment, y, s0, codes, centroids);
-  return 0;
+  return scale_code(side.format.scale_bits, squares, best_yz, false);
 }
 
 // Codes and scale of one segment; `decoded` is what they stand for.

@@ -2,8 +2,8 @@
 // (products, sums and comparisons; no fused ones, no quotient, no root) so that all pack the same bits.
 //
 //   16 bits  the positive half of IEEE binary16, subnormal numbers read as 0: up to 65,504
-//    8 bits  4 bits of exponent and 4 of mantissa, 2^-8 to 248, and 0: steps of 3 to 6 %, for calibrated presets, whose
-//            transform makes the average scale 1
+//    8 bits  3 bits of exponent and 5 of mantissa, 33/512 to 15.75, and 0: steps of 1.6 to 3 %, for calibrated presets,
+//            whose transform makes the average scale 1
 #ifndef TURBOESM_KV_SCALE_H
 #define TURBOESM_KV_SCALE_H
 
@@ -21,7 +21,7 @@ namespace turboesm {
 #endif
 
 KV_FUNCTION float kv_scale_value(kv_uint scale_bits, kv_uint code) {
-  if (scale_bits == 8u) return code == 0u ? 0.0f : KV_FLOAT((code << 19) + (119u << 23));
+  if (scale_bits == 8u) return code == 0u ? 0.0f : KV_FLOAT((code << 18) + (123u << 23));
   return code < 0x400u ? 0.0f : KV_FLOAT((code << 13) + (112u << 23));
 }
 
@@ -31,11 +31,11 @@ KV_FUNCTION kv_uint kv_scale_highest(kv_uint scale_bits) { return scale_bits == 
 // The code whose value lies nearest below `value` or is equal to it, 0 or a code from lowest to highest.
 KV_FUNCTION kv_uint kv_scale_below(kv_uint scale_bits, float value) {
   const kv_uint bits = KV_BITS(value);
-  const kv_uint bias = scale_bits == 8u ? 119u << 23 : 112u << 23;
+  const kv_uint bias = scale_bits == 8u ? 123u << 23 : 112u << 23;
   const kv_uint lowest = kv_scale_lowest(scale_bits);
   const kv_uint highest = kv_scale_highest(scale_bits);
   if (bits < bias) return 0u;
-  const kv_uint code = (bits - bias) >> (scale_bits == 8u ? 19 : 13);
+  const kv_uint code = (bits - bias) >> (scale_bits == 8u ? 18 : 13);
   return code < lowest ? 0u : code > highest ? highest : code;
 }
 
@@ -64,6 +64,12 @@ KV_FUNCTION kv_uint kv_scale_nearest(kv_uint scale_bits, float guess, float a, f
     code = next;
   }
   return code;
+}
+
+// What KvScale::searched multiplies |y| / sqrt(n) with: of the first two candidates one is better, and the third lies
+// beyond it.
+KV_FUNCTION float kv_search_factor(kv_uint candidate, bool second_is_better) {
+  return candidate == 0u ? 0.95f : candidate == 1u ? 1.05f : second_is_better ? 1.14f : 0.88f;
 }
 
 #ifdef __cplusplus

@@ -108,7 +108,7 @@ TEST_CASE("kv_append packs the oracle's bits", "[conformance]") {
 
     const Centring all{.mean = true, .position_mean = true, .transform = true};
     const Centring all_of_v{.mean = true, .transform = true};
-    const NamedFormat& ours = kv_format("3 and 4 bits searched, 8-bit scales");
+    const NamedFormat& ours = kv_format("4|3 and 4|2 bits searched, 8-bit scales");
     const NamedFormat& widest = kv_format("3|2 bits with QJL, 4|3 bits");
     for (const uint32_t head_dim : kHeadDims) add(ours, DType::f32, head_dim, all, all_of_v);
     for (const uint32_t head_dim : kOtherHeadDims) add(widest, DType::f32, head_dim, all, all_of_v);
@@ -130,7 +130,7 @@ TEST_CASE("kv_append does not depend on how the tokens come", "[conformance]") {
   Rng rng(51);
   constexpr uint32_t kTokens = 70, kHeads = 3, kHeadDim = 24, kCapacity = 96;
   for (const char* name : {"f16", "int8", "3 bits with QJL and no scales", "3|2 bits with QJL, 4|3 bits",
-                           "3 and 4 bits searched, 8-bit scales"}) {
+                           "4|3 and 4|2 bits searched, 8-bit scales"}) {
     const NamedFormat& format = kv_format(name);
     const uint64_t size = uint64_t(kTokens) * kHeads * kHeadDim;
     const uint64_t words = uint64_t(kHeads) * (kCapacity / KV_BLOCK) * format.format.block_words(kHeadDim);

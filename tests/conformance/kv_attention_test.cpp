@@ -183,7 +183,7 @@ TEST_CASE("kv_attention agrees with the oracle", "[conformance]") {
                         parts);
       }
     const AttentionParts all{true, true, true, false};
-    const NamedFormat& ours = kv_format("3 and 4 bits searched, 8-bit scales");
+    const NamedFormat& ours = kv_format("4|3 and 4|2 bits searched, 8-bit scales");
     const NamedFormat& widest = kv_format("3|2 bits with QJL, 4|3 bits");
     for (const uint32_t head_dim : kHeadDims)
       for (const uint32_t queries : {1u, 2u})

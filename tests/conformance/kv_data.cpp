@@ -21,7 +21,7 @@ KvSide split(uint32_t first, uint32_t second, KvScale scale, uint32_t scale_bits
   return {.segments = 2, .bits = {first, second}, .scale_bits = scale_bits, .scale = scale, .qjl = qjl};
 }
 
-constexpr size_t kSingularFormats = 15;  // the first ones, each of its own kind
+constexpr size_t kSingularFormats = 16;  // the first ones, each of its own kind
 
 std::vector<NamedFormat> make_formats() {
   using enum KvScale;
@@ -41,6 +41,7 @@ std::vector<NamedFormat> make_formats() {
       {"1|4 bits, int8", {split(1, 4, none, 0), coded(8, absmax, 16)}},
       {"f32, 2 bits", {exact(32), coded(2, searched, 8)}},
       {"3 bits absmax, 2|3 bits absmax", {coded(3, absmax, 8), split(2, 3, absmax, 16)}},
+      {"4|3 and 4|2 bits searched, 8-bit scales", {split(4, 3, searched, 8), split(4, 2, searched, 8)}},
   };
   REQUIRE(formats.size() == kSingularFormats);
   // Numbers of bits for K and V through all kinds of scale.

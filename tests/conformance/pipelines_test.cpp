@@ -105,8 +105,8 @@ class Builder {
 
   // The baselines, and a format with each part that there is.
   static bool in_use(const KvFormat& f) {
-    const bool searched = f.k.scale == KvScale::searched && f.k.bits[0] == 3 && f.v.bits[0] == 4;
-    return f.k.bits[0] >= 8 || searched || f.k.segments == 2;
+    const bool plain = f.k.scale == KvScale::searched && f.k.bits[0] == 3 && f.v.bits[0] == 4;
+    return f.k.bits[0] >= 8 || plain || f.k.segments == 2;
   }
 
   // `capacity` decides whether workgroups share a sequence.

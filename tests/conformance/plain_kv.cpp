@@ -81,7 +81,7 @@ void write_scale(uint32_t* scales, uint32_t bits, uint32_t t, uint32_t code) {
 
 float value_of_scale(uint32_t bits, uint32_t code) {
   if (bits == 16) return code < 0x400 ? 0 : f32_from_f16(uint16_t(code));
-  return code == 0 ? 0 : std::ldexp(1 + float(code % 16) / 16, int(code / 16) - 8);
+  return code == 0 ? 0 : std::ldexp(1 + float(code % 32) / 32, int(code / 32) - 4);
 }
 
 // Of all codes the one whose value is nearest to a / b, or to its root; the upper one of two that are equally near.
@@ -149,18 +149,22 @@ Quantized quantize(const Floats& y, const KvSide& side, uint32_t bits, const flo
     }
     case KvScale::searched: {
       const float s0 = value_of_scale(16, norm_scale(16));
-      Quantized best = by_thresholds(y, s0, codebook, bits);
-      float best_zq = 0, best_qq = 0;
-      for (const float g : {1.1764706f, 1.1111111f, 1.0526316f, 1.0f, 0.95238095f, 0.90909091f, 0.86956522f}) {
-        const Quantized q = by_thresholds(y, s0 * g, codebook, bits);
-        const float zq = f32_dot(y.data(), q.centroids.data(), n);
-        const float qq = f32_dot(q.centroids.data(), q.centroids.data(), n);
-        if (zq <= 0 || qq <= 0) continue;
-        const float here = zq * zq, there = best_zq * best_zq;
-        if (best_zq > 0 && here * best_qq <= there * qq) continue;
-        best = q, best_zq = zq, best_qq = qq;
-      }
-      if (best_zq > 0) best.scale = nearest_scale(side.scale_bits, squares, best_zq, false);
+      const auto error = [&](const Quantized& q, float s) {
+        Floats left = y;
+        for (uint32_t i = 0; i < n; ++i) {
+          const float decoded = s * q.centroids[i];
+          left[i] -= decoded;
+        }
+        return f32_dot(left.data(), left.data(), n);
+      };
+      const float narrow = s0 * 0.95f, wide = s0 * 1.05f;
+      Quantized best = by_thresholds(y, narrow, codebook, bits);
+      const Quantized wider = by_thresholds(y, wide, codebook, bits);
+      float least = error(best, narrow), last = s0 * 0.88f;
+      if (error(wider, wide) < least) best = wider, least = error(wider, wide), last = s0 * 1.14f;
+      const Quantized beyond = by_thresholds(y, last, codebook, bits);
+      if (error(beyond, last) < least) best = beyond;
+      best.scale = nearest_scale(side.scale_bits, squares, f32_dot(y.data(), best.centroids.data(), n), false);
       return best;
     }
     case KvScale::absmax: break;

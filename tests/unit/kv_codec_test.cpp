@@ -42,9 +42,9 @@ TEST_CASE("KV presets take the bits that they are said to", "[unit]") {
       {"turboquant-3-qjl", 3.5, 3.25, false},
       {"turboquant-3.5-qjl", 4.25, 4, true},
       {"turboquant-4-qjl", 4.5, 4.25, false},
-      {"turbo", 3.125, 4.125, true},
-      {"turbo-xs", 2.125, 2.125, true},
-      {"turbo-s", 3.125, 3.125, true},
+      {"turbo", 3.75, 3.25, true},
+      {"turbo-xs", 2.25, 2.25, true},
+      {"turbo-s", 3.25, 3.25, true},
       {"turbo-l", 4.125, 4.125, true},
   };
   CHECK(std::size(rows) == kv_presets().size());
@@ -76,7 +76,7 @@ TEST_CASE("sizes of KV caches", "[unit]") {
   CHECK_THAT(kv_ratio_to_f32(turboesm, 64), WithinAbs(32 / 3.5, 1e-12));
   CHECK_THAT(kv_ratio_to_f16(parse_kv_preset("wht3").format(), 64), WithinAbs(16 / 3.25, 1e-12));
   CHECK(kv_token_layer_bytes(f16, 20, 64) == 2.0 * 2 * 1280);
-  CHECK(kv_token_layer_bytes(parse_kv_preset("turbo").format(), 6, 64) == 6 * 64 * (3.125 + 4.125) / 8);
+  CHECK(kv_token_layer_bytes(parse_kv_preset("turbo").format(), 6, 64) == 6 * 64 * (3.75 + 3.25) / 8);
   CHECK(kv_capacity(0) == 0);
   CHECK(kv_capacity(1) == 32);
   CHECK(kv_capacity(32) == 32);
@@ -84,7 +84,7 @@ TEST_CASE("sizes of KV caches", "[unit]") {
 }
 
 TEST_CASE("a KV preset can be put together from parts", "[unit]") {
-  CHECK(parse_kv_preset("k3,v4,pre,balanced,search,s8").format() == parse_kv_preset("turbo").format());
+  CHECK(parse_kv_preset("k3.5,v4/2,pre,balanced,search,s8").format() == parse_kv_preset("turbo").format());
   const KvPreset preset = parse_kv_preset("k3,v2,pre,hadamard,correct,v:svd,v:kmeans,k:s8");
   CHECK(preset.k.centre == KvCentre::position_mean);
   CHECK(preset.v.centre == KvCentre::mean);

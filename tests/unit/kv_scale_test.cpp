@@ -40,11 +40,11 @@ TEST_CASE("16-bit scales are halves without subnormal numbers", "[unit]") {
   CHECK(kv_scale_value(16, 0x7bff) == 65504);
 }
 
-TEST_CASE("8-bit scales are 4 bits of exponent and 4 of mantissa", "[unit]") {
+TEST_CASE("8-bit scales are 3 bits of exponent and 5 of mantissa", "[unit]") {
   CHECK(kv_scale_value(8, 0) == 0);
   for (uint32_t code = 1; code < 256; ++code)
-    CHECK(kv_scale_value(8, code) == std::ldexp(1 + float(code % 16) / 16, int(code / 16) - 8));
-  CHECK(kv_scale_value(8, 255) == 248);
+    CHECK(kv_scale_value(8, code) == std::ldexp(1 + float(code % 32) / 32, int(code / 32) - 4));
+  CHECK(kv_scale_value(8, 255) == 15.75f);
 }
 
 TEST_CASE("scales ascend, and each is found from its value", "[unit]") {

@@ -145,7 +145,7 @@ TEST_CASE("what each kind of scale promises holds for every token", "[unit]") {
   Encoder encoder;
   const uint32_t d = 64, tokens = 512;
   std::vector<float> k = Rng(2).normals(uint64_t(tokens) * d);
-  for (size_t i = 0; i < k.size(); ++i) k[i] *= std::exp2(float(i / d % 9) - 4);
+  for (size_t i = 0; i < k.size(); ++i) k[i] *= std::exp2(float(i / d % 7) - 3);
   const KvLayerTables tables = with_codebook(lloyd_max_gaussian(3));
   const auto encoded = [&](KvScale scale, uint32_t scale_bits) {
     KvFormat format;
@@ -153,7 +153,7 @@ TEST_CASE("what each kind of scale promises holds for every token", "[unit]") {
     return encoder.encode(format, tables, 1, d, k, k);
   };
   for (const uint32_t scale_bits : {8u, 16u}) {
-    const double step = scale_bits == 8 ? 1.0 / 32 : 1.0 / 2048;  // half the distance between scales, relative
+    const double step = scale_bits == 8 ? 1.0 / 64 : 1.0 / 2048;  // half the distance between scales, relative
     const EncodedLayer corrected = encoded(KvScale::corrected, scale_bits),
                        searched = encoded(KvScale::searched, scale_bits);
     const EncodedLayer norm = encoded(KvScale::norm, scale_bits);
@@ -331,9 +331,12 @@ TEST_CASE("each step of the codec makes scores and outputs better on keys like a
   CHECK(of("turbo-s").out < of("wht3").out);
   CHECK(of("turbo-l").score < of("turbo-s").score);
   CHECK(of("turbo-s").score < of("turbo-xs").score);
+  // More bits for the half of the channels that matters more, at the same number of bits.
+  CHECK(of("turbo-s").score < of("k3,v3,pre,balanced,search,s8").score);
+  CHECK(of("turbo-s").out < of("k3,v3,pre,balanced,search,s8").out);
   CHECK(of("turboesm").score < of("turboesm-nosign").score);
   // A scale of 8 bits costs little.
-  CHECK(of("turbo-s").score < 1.1 * of("k3,v3,pre,balanced,search,s16").score);
+  CHECK(of("turbo-s").score < 1.1 * of("k4/2,v4/2,pre,balanced,search,s16").score);
 }
 
 }  // namespace
