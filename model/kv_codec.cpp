@@ -20,7 +20,8 @@ constexpr KvPresetRow kPresets[] = {
     {"f16", "k16,v16", "half precision: what size and speed are measured against"},
     {"int8", "k8,v8,absmax", "8-bit integers, a scale for each token and head"},
     {"int4", "k4,v4,int,absmax", "4-bit integers, a scale for each token and head"},
-    {"turboesm", "k3,v3,k:svd,kmeans,sign", "TurboESM: SVD rotation and sign residual of K, k-means tables of each head"},
+    {"turboesm", "k3,v3,k:svd,kmeans,sign",
+     "TurboESM: SVD rotation and sign residual of K, k-means tables of each head"},
     {"turboesm-nosign", "k3,v3,k:svd,kmeans", "TurboESM without the sign residual"},
     {"wht3", "k3,v3,hadamard,norm", "Walsh-Hadamard, 3-bit Lloyd-Max, norms"},
     {"wht3-qjl", "k3,v3,hadamard,norm,qjl", "wht3 with QJL on K"},
@@ -180,6 +181,7 @@ class SpecParser {
       if (integer) fail("the sign of the residual needs the codebook gauss or kmeans");
       ++side.bits[0];
     }
+    side.symmetric = recipe.centroids == KvCentroids::gaussian;
     return recipe;
   }
 

@@ -26,6 +26,7 @@ struct KvSide {
   uint32_t scale_bits = 0;  // 0, 8, 16
   KvScale scale = KvScale::none;  // none exactly when scale_bits is 0
   bool qjl = false;               // with the signs of a projection of what quantization left over, and its norm
+  bool symmetric = false;         // each codebook is minus itself, backwards, and so are its thresholds
 
   bool operator==(const KvSide&) const = default;
   bool has_codebook() const { return bits[0] <= 4; }
@@ -52,7 +53,9 @@ struct KvSideTensors {
 };
 
 // Encodes the new tokens of each sequence into the cache. Products, sums and their order are the same on every back
-// end, so that equal f32 input gives equal bits. Tokens of a sequence's last block that are not new stay as they are.
+// end, so that equal f32 input gives equal bits. Many tokens of f16 may take a faster way, with sums rounded as they
+// come: a value near a threshold may then get the code beside it, and a scale the one beside it. Tokens of a sequence's
+// last block that are not new stay as they are.
 struct KvAppend {
   static constexpr std::string_view kName = "kv_append";
   Tensor k, v;     // [tokens, heads, head_dim] D, k after RoPE

@@ -46,9 +46,58 @@ uint32_t kv_splits(const KvAttention& a, const KvTile& tile, const Traits& trait
       std::max<uint64_t>(std::min({wanted, uint64_t(a.capacity / kFewestTokens), room, uint64_t(tile.threads)}), 1));
 }
 
+// kv_append_many.comp: see there.
+constexpr uint32_t kUnit = 32, kManyThreads = 128;
+
+bool takes_many(const KvSide& side, uint32_t head_dim) {
+  const bool scale =
+      side.scale == KvScale::none || (side.symmetric && side.scale != KvScale::absmax);  // and only those are searched
+  return side.has_codebook() && !side.qjl && scale && head_dim / side.segments % kUnit == 0;
+}
+
+bool takes_many(const KvAppend& a) {
+  return a.k.dtype == DType::f16 && a.v.dtype == DType::f16 && a.max_count >= KV_BLOCK && a.head_dim <= kManyThreads &&
+         kManyThreads % a.head_dim == 0 && takes_many(a.format.k, a.head_dim) && takes_many(a.format.v, a.head_dim);
+}
+
+Dispatch lower_many(const KvAppend& a, const Traits& traits) {
+  struct Push {
+    uint64_t k, v, appends, table, cache;
+    uint64_t k_mean, position_mean, k_transform, k_codebook, v_mean, v_transform, v_codebook;
+    uint32_t blocks, run;
+  };
+  const auto flags = [&](const KvSide& side, const KvSideTensors& t) {  // as in the shader
+    return uint32_t(bool(t.mean)) | uint32_t(bool(t.position_mean)) << 1 | uint32_t(bool(t.transform)) << 2 |
+           uint32_t(is_per_head(t.transform, square(a.head_dim))) << 3 |
+           uint32_t(is_per_head(t.codebook, side.codebook_size())) << 4 | uint32_t(side.symmetric) << 5;
+  };
+  const KvSide &k = a.format.k, &v = a.format.v;
+  const bool matrix = traits.matrix_f16 && traits.min_subgroup_size <= kUnit && kUnit <= traits.max_subgroup_size;
+  // Runs of blocks long enough to read a transform for, and short enough to occupy the device several times over.
+  constexpr uint32_t kGroupsPerUnit = 16;
+  const uint32_t blocks = ceil_div(a.max_count, KV_BLOCK), slots = kManyThreads / a.head_dim;
+  const uint64_t rows = std::max<uint64_t>(2ull * a.heads * a.sequences, 1);
+  const uint32_t runs =
+      std::clamp(ceil_div(uint64_t(kGroupsPerUnit) * units(traits), rows), 1u, ceil_div(blocks, slots));
+  const uint32_t run = ceil_div(ceil_div(blocks, runs), slots) * slots;
+  Dispatch result = dispatch(
+      matrix ? "kv_append_many_coopmat" : "kv_append_many_plain",
+      {id_of(DType::f16), kManyThreads, kUnit, a.head_dim, k.segments, k.bits[0], k.bits[1], k.scale_bits,
+       uint32_t(k.scale), v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale), flags(k, a.k_side),
+       flags(v, a.v_side)},
+      {capped(ceil_div(blocks + 1, run)), 2 * a.heads, a.sequences},  // they may begin in the middle of a block
+      Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table), address_of(a.cache),
+           address_of(a.k_side.mean), address_of(a.k_side.position_mean), address_of(a.k_side.transform),
+           address_of(a.k_side.codebook), address_of(a.v_side.mean), address_of(a.v_side.transform),
+           address_of(a.v_side.codebook), a.capacity / KV_BLOCK, run});
+  if (matrix) result.subgroup_size = kUnit;
+  return result;
+}
+
 }  // namespace
 
-Dispatch lower_kv(const KvAppend& a, const Traits&) {
+Dispatch lower_kv(const KvAppend& a, const Traits& traits) {
+  if (takes_many(a)) return lower_many(a, traits);
   struct Push {
     uint64_t k, v, appends, table, cache;
     uint64_t k_mean, position_mean, k_transform, k_codebook, projection, v_mean, v_transform, v_codebook;
