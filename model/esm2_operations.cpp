@@ -51,6 +51,7 @@ class Builder {
   }
 
   void attention(uint32_t l) {
+    if (options_.cache) fill_cache(l);  // ahead of what takes long: small workgroups then do not have the last word
     add(Attention{.q = t_.q,
                   .k = t_.k,
                   .v = t_.v,
@@ -62,7 +63,6 @@ class Builder {
                   .head_dim = c_.head_dim(),
                   .max_length = shape_.max_length,
                   .score_pairs = shape_.score_pairs});
-    if (options_.cache) fill_cache(l);
     if (options_.capture) add(Copy{t_.qkv, t_.captured[l]});
     if (options_.contacts) contacts(w_.layers[l]);
   }

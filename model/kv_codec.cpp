@@ -181,7 +181,7 @@ class SpecParser {
       if (integer) fail("the sign of the residual needs the codebook gauss or kmeans");
       ++side.bits[0];
     }
-    side.symmetric = recipe.centroids == KvCentroids::gaussian;
+    side.gaussian = recipe.centroids == KvCentroids::gaussian && !recipe.sign;
     return recipe;
   }
 

@@ -3,23 +3,23 @@
 // there are such (variant coopmat), fp32 else. Sums are rounded as they come, so a value within a few thousandths of a
 // threshold may get the code beside it, and a scale the one beside it; all else is as in kv_append.comp.
 //
-//   k, v [tokens, heads, d] f16, appends [sequences, 3] i32 (first row, first position, count), table [positions, d] f32
+//   k, v [tokens, heads, d] f16, appends [sequences, 3] i32 (first row, first position, count), table [rows, d] f32
 //   mean, position_mean [heads, d], transform [heads or 1, d, d], codebook [heads or 1, size] f32
 //   -> cache [sequences, heads, blocks, block words]
 //
 // d is 32, 64 or 128, and n, the values of a segment, a multiple of 32: a token's unit of 32 codes is its own. A
-// workgroup takes K or V of one head of a sequence and walks along a run of blocks (grid: runs, heads x 2 sides,
-// sequences), GROUPS groups of 32 invocations at a time, d / 32 of them to a block: invocation t of group u makes unit
-// u of the block's token t, from the product to the words of codes, and keeps its 32 values in registers.
+// workgroup takes K or V of one head and walks along a run of blocks (grid: runs, heads, 2 sides), GROUPS groups of 32
+// invocations at a time, d / 32 of them to a block, each with a unit of its tokens: invocation t makes that of the
+// block's token t. Loops over its values stay loops: code that streams by but once is waited for.
 //
-//   memory -> shared       8 values a thread, centred, as fp16: x_tile [token][value]
-//   shared -> matrices     a group's 32 rows of the transform stay in registers; times 32 tokens, fp32 sums, to shared
-//                          memory as fp16 and from there to the invocation that owns the token
-//   registers              pairs of values: pair 4 g + k holds values 8 g + k and 8 g + 4 + k, whose codes lie 16 bits
-//                          apart in a word of nibbles
+//   memory -> x_tile       8 values a thread, as fp16
+//   x_tile -> y            a group's 32 rows of the transform times its 32 tokens, fp32 sums, as fp16 (plain: fp32)
+//   y -> registers         four pairs of values at a time: pair 4 g + k holds values 8 g + k and 8 g + 4 + k, whose
+//                          codes lie 16 bits apart in a word of nibbles
 //
-// What bounds it is the search for the scale: with |u| scaled and H positive centroids a look at a pair takes 2 H + 1
-// instructions, and there are three looks, and a last one that takes H - 1 more. A codebook symmetric about 0 halves H.
+// What bounds it is the search for the scale: with H positive centroids a look at a pair takes 2 H + 2 instructions,
+// and there are three looks before the codes are taken. Only Gaussian codebooks are searched: they are known by heart, and
+// symmetric, so that H is half of all.
 //
 // variant: plain
 // variant: coopmat -DMATRIX
@@ -29,7 +29,7 @@
 #include "coopmat.glsl"
 #define real float16_t
 #define real2 f16vec2
-const float STEEP = 4096.0;  // see above(); largest times the largest |u| is still finite
+const float STEEP = 4096.0;  // see above(); times the largest x it is still finite
 #else
 #include "dtype.glsl"
 layout(local_size_x_id = 1) in;
@@ -38,6 +38,7 @@ layout(constant_id = 1) const uint THREADS = 128;
 #define real2 vec2
 const float STEEP = 1048576.0;
 #endif
+#include "kv_gaussian.h"
 #include "kv_layout.h"
 #include "kv_scale.h"
 
@@ -61,7 +62,7 @@ const uint HAS_POSITION_MEAN = 2;
 const uint HAS_TRANSFORM = 4;
 const uint TRANSFORM_OF_HEAD = 8;  // one for each head
 const uint CODEBOOK_OF_HEAD = 16;
-const uint SYMMETRIC = 32;  // the codebook
+const uint GAUSSIAN = 32;  // the codebook is kv_gaussian.h's
 
 // runtime/kv_operations.h's KvScale.
 const uint SCALE_NONE = 0;
@@ -70,10 +71,11 @@ const uint SCALE_CORRECTED = 2;
 const uint SCALE_SEARCHED = 3;
 
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer CacheWords { uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) restrict readonly buffer Values { uvec4 at[]; };
 
 layout(push_constant, scalar) uniform Push {
-  WordQuads k;
-  WordQuads v;
+  Values k;
+  Values v;
   Ints appends;
   Words table;
   CacheWords cache;
@@ -84,8 +86,11 @@ layout(push_constant, scalar) uniform Push {
   Words v_mean;
   Words v_transform;
   Words v_codebook;
-  uint blocks;  // of a sequence and head
-  uint run;     // blocks of a workgroup
+  uint blocks;      // of a sequence and head
+  uint table_rows;  // of `table`
+  uint sequences;
+  uint steps;       // of all sequences
+  uint run;         // steps of a workgroup
 };
 
 const uint UNIT = 32;  // codes; also the invocations of a group and the tokens of a block
@@ -94,31 +99,41 @@ const uint GROUPS = THREADS / UNIT;
 const uint UNITS = HEAD_DIM / UNIT;   // of a token
 const uint SLOTS = GROUPS / UNITS;    // blocks at a time
 const uint COLUMNS = HEAD_DIM / 8;    // eights in a row of x
-const uint X_PITCH = COLUMNS + 1;     // in uvec4, like the next: rows of eight threads lie in different banks
-const uint Y_PITCH = UNIT / 8 + 1;
 const uint X_LOADS = SLOTS * KV_BLOCK * COLUMNS / THREADS;
-
-shared uvec4 x_tile[SLOTS * KV_BLOCK * X_PITCH];  // [slot][token][value]
+const uint X_PITCH = COLUMNS + 1;  // in uvec4, like the other pitches: rows of eight threads lie in different banks
+const uint X_SIZE = SLOTS * KV_BLOCK * X_PITCH;
 #ifdef MATRIX
-shared uvec4 y_tile[GROUPS * UNIT * Y_PITCH];  // [group][token][value]; before that rows of the transform
-const uint DEPTH = HEAD_DIM / M;
-MatrixA transform_rows[2 * DEPTH];  // of this group
+// The turned mean is linear in the cosines and sines of a position: a product with them takes it off.
+const bool HAS_TABLE = (K_FLAGS & HAS_POSITION_MEAN) != 0;
+const uint Y_PITCH = UNIT / 8 + 1;
+const uint Y_SIZE = THREADS * Y_PITCH;
+const uint ROW_PITCH = (HAS_TABLE ? 2 : 1) * COLUMNS + 1;
+shared uvec4 x_tile[X_SIZE > Y_SIZE ? X_SIZE : Y_SIZE];  // [slot][token][value], then y: [group][token][value]
+shared uvec4 table_tile[HAS_TABLE ? X_SIZE : 1];         // [slot][token][cosine, sine, ...]
+shared uvec4 transform_tile[HEAD_DIM * ROW_PITCH];       // [unit][row][column], then columns for the table
+#else
+shared uvec4 x_tile[X_SIZE];                      // [slot][token][value]
+shared vec2 y_tile[THREADS * (PAIRS + 1)];        // [group][token][pair]
 #endif
-shared float book[2 * 31];  // for each segment its centroids, then its thresholds
+shared uint edges[2 * 16];  // packed thresholds of each segment's codebook, if it is not Gaussian
 shared float partial[GROUPS * UNIT];
 shared uint scale_codes[GROUPS * UNIT];
 
 // The same for all of the workgroup.
 bool is_v;
-uint head, heads, first_row, start, end;
+uint head, heads;
+// Of a sequence's append: the place in k and v of position 0, if that were new, and the new positions.
+struct Range {
+  uint row_0, start, count;
+};
+Range range;  // in hand
 
 // This invocation's.
 uint group, unit, slot, lane;
-uint token;       // position in the sequence
-real2 y[PAIRS];   // transformed values, later over the token's first scale
+uint token;  // position in the sequence
 
 uint flags() { return is_v ? V_FLAGS : K_FLAGS; }
-bool is_new(uint position) { return position >= start && position < end; }
+bool is_new(Range r, uint position) { return position - r.start < r.count; }
 
 // Orders what a group's invocations leave in shared memory for each other.
 void sync_group() {
@@ -129,12 +144,32 @@ void sync_group() {
 #endif
 }
 
-void load_codebook() {
+// A number as the constant of a pair's arithmetic, packed in a word, and back.
+uint packed_constant(float number) {
+#ifdef MATRIX
+  return packHalf2x16(vec2(number));
+#else
+  return floatBitsToUint(number);
+#endif
+}
+real2 constant(uint word) {
+#ifdef MATRIX
+  return unpackFloat2x16(word);
+#else
+  return vec2(uintBitsToFloat(word));
+#endif
+}
+
+void load_thresholds() {
+  const uint segments = is_v ? V_SEGMENTS : K_SEGMENTS;
   const uint bits_0 = is_v ? V_BITS_0 : K_BITS_0, bits_1 = is_v ? V_BITS_1 : K_BITS_1;
-  const uint size = (2u << bits_0) - 1 + ((is_v ? V_SEGMENTS : K_SEGMENTS) == 2 ? (2u << bits_1) - 1 : 0);
-  const uint at = (flags() & CODEBOOK_OF_HEAD) != 0 ? head * size : 0;
-  for (uint i = gl_LocalInvocationID.x; i < size; i += THREADS) {
-    book[i] = uintBitsToFloat(is_v ? v_codebook.at[at + i] : k_codebook.at[at + i]);
+  const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
+  if (bits_0 > 4 || (flags() & GAUSSIAN) != 0) return;
+  for (uint i = gl_LocalInvocationID.x; i < 16 * segments; i += THREADS) {
+    const uint t = i % 16, count = 1u << (i < 16 ? bits_0 : bits_1);
+    if (t >= count - 1) continue;
+    const uint at = ((flags() & CODEBOOK_OF_HEAD) != 0 ? head * size : 0) + (i < 16 ? 0 : second) + count + t;
+    edges[i] = packed_constant(uintBitsToFloat(is_v ? v_codebook.at[at] : k_codebook.at[at]));
   }
 }
 
@@ -145,97 +180,145 @@ vec4 load_transform(uint row, uint column) {
   return is_v ? load4(v_transform, DTYPE_F32, at) : load4(k_transform, DTYPE_F32, at);
 }
 
-// The centred values of tokens from position `first` on, of all slots, to x_tile; zeros for those that are not new.
-
+#ifndef MATRIX
 vec4 turned_mean(uint position, uint column) {
   const vec4 m = load4(position_mean, DTYPE_F32, head * HEAD_DIM + column);
   const vec4 turn = load4(table, DTYPE_F32, position * HEAD_DIM + column);  // cosine, sine, cosine, sine
   return m * turn.xxzz + vec4(-m.y, m.x, -m.w, m.z) * turn.yyww;
 }
+#endif
 
-void load_tokens(uint first) {
-  const uint column = gl_LocalInvocationID.x % COLUMNS;
+// Values of tokens from position `first` on, of all slots, to x_tile; zeros for those that are not new. Plain: centred;
+// on matrix units without the mean that is turned.
+
+const uint TOKEN_STEP = THREADS / COLUMNS;
+
+vec4 load_mean(uint column) {
+  if ((flags() & HAS_MEAN) == 0) return vec4(0.0);
+  const uint at = head * HEAD_DIM + column;
+  return is_v ? load4(v_mean, DTYPE_F32, at) : load4(k_mean, DTYPE_F32, at);
+}
+
+uvec4 pack_eight(vec4 low, vec4 high) {
+  return uvec4(packHalf2x16(low.xy), packHalf2x16(low.zw), packHalf2x16(high.xy), packHalf2x16(high.zw));
+}
+
+#ifdef MATRIX
+uvec4 packed_mean;  // of this invocation's column
+#endif
+
+void share_tokens(uint first) {
+  const uint column = gl_LocalInvocationID.x % COLUMNS, first_token = gl_LocalInvocationID.x / COLUMNS;
+  Values source = k;
+  if (is_v) source = v;
+  const uint from = ((range.row_0 + first + first_token) * heads + head) * COLUMNS + column;
   uvec4 words[X_LOADS];
   [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
-    const uint position = first + gl_LocalInvocationID.x / COLUMNS + i * (THREADS / COLUMNS);
     words[i] = uvec4(0);
-    if (!is_new(position)) continue;
-    const uint at = ((first_row + position - start) * heads + head) * COLUMNS + column;
-    words[i] = is_v ? v.at[at] : k.at[at];
-  }
-  vec4 mean_low = vec4(0.0), mean_high = vec4(0.0);
-  if ((flags() & HAS_MEAN) != 0) {
-    const uint at = head * HEAD_DIM + 8 * column;
-    mean_low = is_v ? load4(v_mean, DTYPE_F32, at) : load4(k_mean, DTYPE_F32, at);
-    mean_high = is_v ? load4(v_mean, DTYPE_F32, at + 4) : load4(k_mean, DTYPE_F32, at + 4);
+    const uint t = first_token + i * TOKEN_STEP;
+    if (is_new(range, first + t)) words[i] = source.at[from + i * TOKEN_STEP * heads * COLUMNS];
   }
   [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
-    const uint row = gl_LocalInvocationID.x / COLUMNS + i * (THREADS / COLUMNS), position = first + row;
-    vec4 low = vec4(unpackHalf2x16(words[i].x), unpackHalf2x16(words[i].y)) - mean_low;
-    vec4 high = vec4(unpackHalf2x16(words[i].z), unpackHalf2x16(words[i].w)) - mean_high;
-    if ((flags() & HAS_POSITION_MEAN) != 0 && is_new(position)) {
-      low -= turned_mean(position, 8 * column);
-      high -= turned_mean(position, 8 * column + 4);
+    const uint t = first_token + i * TOKEN_STEP;
+#ifdef MATRIX
+    [[unroll]] for (uint w = 0; w < 4; ++w) {
+      words[i][w] = packFloat2x16(unpackFloat2x16(words[i][w]) - unpackFloat2x16(packed_mean[w]));
     }
-    x_tile[row * X_PITCH + column] = uvec4(packHalf2x16(low.xy), packHalf2x16(low.zw), packHalf2x16(high.xy),
-                                           packHalf2x16(high.zw));
+#else
+    vec4 low = vec4(unpackHalf2x16(words[i].x), unpackHalf2x16(words[i].y)) - load_mean(8 * column);
+    vec4 high = vec4(unpackHalf2x16(words[i].z), unpackHalf2x16(words[i].w)) - load_mean(8 * column + 4);
+    if ((flags() & HAS_POSITION_MEAN) != 0 && is_new(range, first + t)) {
+      low -= turned_mean(first + t, 8 * column);
+      high -= turned_mean(first + t, 8 * column + 4);
+    }
+    words[i] = pack_eight(low, high);
+#endif
+    x_tile[t * X_PITCH + column] = words[i];
   }
 }
+
+#ifdef MATRIX
+// The table's rows from position `first` on; any row will do for positions that have none.
+void share_table(uint first) {
+  const uint column = gl_LocalInvocationID.x % COLUMNS, first_token = gl_LocalInvocationID.x / COLUMNS;
+  [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
+    const uint t = first_token + i * TOKEN_STEP, at = min(first + t, table_rows - 1) * HEAD_DIM + 8 * column;
+    table_tile[t * X_PITCH + column] = pack_eight(load4(table, DTYPE_F32, at), load4(table, DTYPE_F32, at + 4));
+  }
+}
+#endif
 
 // y = transform x for this invocation's unit and token.
 
 #ifdef MATRIX
-// Row p of a group's 32 as the matrices have them: pairs of values side by side.
+// Row p of a unit as the matrices have them: pairs of values side by side.
 uint paired_row(uint p) { return p / 8 * 8 + p % 8 / 2 + p % 2 * 4; }
 
-void load_transform_rows() {
-  const uint at = group * UNIT * Y_PITCH;
-  [[unroll]] for (uint first = 0; first < HEAD_DIM; first += UNIT) {
-    [[dont_unroll]] for (uint eight = 0; eight < UNIT / 8; ++eight) {  // of columns; a lane's row
-      const uint row = unit * UNIT + paired_row(lane), column = first + 8 * eight;
-      const vec4 low = load_transform(row, column), high = load_transform(row, column + 4);
-      y_tile[at + lane * Y_PITCH + eight] = uvec4(packHalf2x16(low.xy), packHalf2x16(low.zw), packHalf2x16(high.xy),
-                                                  packHalf2x16(high.zw));
+// What a row of the transform, four columns of it, does to the turned mean, as a factor of four numbers of the table.
+vec4 on_turned_mean(vec4 a, uint column) {
+  const vec4 m = load4(position_mean, DTYPE_F32, head * HEAD_DIM + column);
+  return vec4(a.x * m.x + a.y * m.y, a.y * m.x - a.x * m.y, a.z * m.z + a.w * m.w, a.w * m.z - a.z * m.w);
+}
+
+void share_transform() {
+  for (uint item = gl_LocalInvocationID.x; item < HEAD_DIM * COLUMNS; item += THREADS) {
+    const uint p = item / COLUMNS, row = p / UNIT * UNIT + paired_row(p % UNIT), column = item % COLUMNS * 8;
+    const vec4 low = load_transform(row, column), high = load_transform(row, column + 4);
+    const uint at = p * ROW_PITCH + item % COLUMNS;
+    transform_tile[at] = pack_eight(low, high);
+    if (HAS_TABLE && !is_v) {
+      transform_tile[at + COLUMNS] = pack_eight(-on_turned_mean(low, column), -on_turned_mean(high, column + 4));
     }
-    sync_group();
-    [[unroll]] for (uint k = 0; k < UNIT / M; ++k) {
-      [[unroll]] for (uint i = 0; i < 2; ++i) {
-        coopMatLoad(transform_rows[i * DEPTH + first / M + k], y_tile, at + i * M * Y_PITCH + k * (M / 8), Y_PITCH,
-                    ROW_MAJOR);
-      }
-    }
-    sync_group();
+  }
+}
+
+// Adds the product of 32 rows of the transform, from column 16 k on, and 16 columns of this slot's tokens.
+void multiply(uint k, MatrixA tokens[2], inout Sums sums[4]) {
+  [[unroll]] for (uint j = 0; j < 2; ++j) {
+    MatrixB rows;
+    coopMatLoad(rows, transform_tile, (unit * UNIT + j * M) * ROW_PITCH + k * (M / 8), ROW_PITCH, COLUMN_MAJOR);
+    [[unroll]] for (uint i = 0; i < 2; ++i) sums[2 * i + j] = coopMatMulAdd(tokens[i], rows, sums[2 * i + j]);
   }
 }
 
 void transform_token() {
+  const uint DEPTH = HEAD_DIM / M, x_at = slot * KV_BLOCK * X_PITCH;
   Sums sums[4];
+  MatrixA tokens[2];
   [[unroll]] for (uint i = 0; i < 4; ++i) sums[i] = Sums(0.0);
   [[unroll]] for (uint k = 0; k < DEPTH; ++k) {
-    [[unroll]] for (uint j = 0; j < 2; ++j) {
-      MatrixB x;
-      coopMatLoad(x, x_tile, (slot * KV_BLOCK + j * M) * X_PITCH + k * (M / 8), X_PITCH, COLUMN_MAJOR);
+    [[unroll]] for (uint i = 0; i < 2; ++i) {
+      coopMatLoad(tokens[i], x_tile, x_at + i * M * X_PITCH + k * (M / 8), X_PITCH, ROW_MAJOR);
+    }
+    multiply(k, tokens, sums);
+  }
+  if (HAS_TABLE && !is_v) {
+    [[unroll]] for (uint k = 0; k < DEPTH; ++k) {
       [[unroll]] for (uint i = 0; i < 2; ++i) {
-        sums[2 * i + j] = coopMatMulAdd(transform_rows[i * DEPTH + k], x, sums[2 * i + j]);
+        coopMatLoad(tokens[i], table_tile, x_at + i * M * X_PITCH + k * (M / 8), X_PITCH, ROW_MAJOR);
       }
+      multiply(DEPTH + k, tokens, sums);
     }
   }
+  barrier();  // all have read x
   const uint at = group * UNIT * Y_PITCH;
   [[unroll]] for (uint i = 0; i < 2; ++i) {
     [[unroll]] for (uint j = 0; j < 2; ++j) {
       const coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> narrow =
           coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(sums[2 * i + j]);
-      coopMatStore(narrow, y_tile, at + j * M * Y_PITCH + i * (M / 8), Y_PITCH, COLUMN_MAJOR);
+      coopMatStore(narrow, x_tile, at + i * M * Y_PITCH + j * (M / 8), Y_PITCH, ROW_MAJOR);
     }
   }
   sync_group();
-  [[unroll]] for (uint g = 0; g < UNIT / 8; ++g) {
-    const uvec4 words = y_tile[at + lane * Y_PITCH + g];
-    [[unroll]] for (uint k = 0; k < 4; ++k) y[4 * g + k] = unpackFloat2x16(words[k]);
-  }
+}
+
+// Pairs 4 g .. 4 g + 3.
+void load_pairs(uint g, out real2 pairs[4]) {
+  const uvec4 words = x_tile[gl_LocalInvocationID.x * Y_PITCH + g];
+  [[unroll]] for (uint k = 0; k < 4; ++k) pairs[k] = unpackFloat2x16(words[k]);
 }
 #else
-void load_transform_rows() {}
+void share_transform() {}
 
 void transform_token() {
   float sums[UNIT];
@@ -245,39 +328,48 @@ void transform_token() {
     const vec4 low = vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
     const vec4 high = vec4(unpackHalf2x16(words.z), unpackHalf2x16(words.w));
     [[unroll]] for (uint i = 0; i < UNIT; ++i) {
-      sums[i] += dot(load_transform(unit * UNIT + i, column), low) + dot(load_transform(unit * UNIT + i, column + 4), high);
+      const uint row = unit * UNIT + i;
+      sums[i] += dot(load_transform(row, column), low) + dot(load_transform(row, column + 4), high);
     }
   }
-  [[unroll]] for (uint i = 0; i < PAIRS; ++i) y[i] = vec2(sums[i / 4 * 8 + i % 4], sums[i / 4 * 8 + i % 4 + 4]);
+  [[unroll]] for (uint i = 0; i < PAIRS; ++i) {
+    y_tile[gl_LocalInvocationID.x * (PAIRS + 1) + i] = vec2(sums[i / 4 * 8 + i % 4], sums[i / 4 * 8 + i % 4 + 4]);
+  }
+}
+
+void load_pairs(uint g, out real2 pairs[4]) {
+  [[unroll]] for (uint k = 0; k < 4; ++k) pairs[k] = y_tile[gl_LocalInvocationID.x * (PAIRS + 1) + 4 * g + k];
 }
 #endif
 
-// Quantization of this invocation's unit. `at` is where its segment's codebook begins in `book`.
+// Quantization of this invocation's unit.
 
-// 1 where x is above the threshold, 0 where it is below, something between within 1 / STEEP of it.
+// 1 where x is above the threshold, 0 where below, something between very near to it.
 real2 above(real2 x, float threshold) {
   return clamp(fma(x, real2(STEEP), real2(-threshold * STEEP)), real2(0.0), real2(1.0));
 }
 
-float centroid_of(uint at, uint i) { return book[at + i]; }
-float threshold_of(uint bits, uint at, uint i) { return book[at + (1u << bits) + i]; }
-
-// The sum of (x - z)^2 over x = |y| / factor and z its nearest centroid; the codebook is symmetric.
-float error_at(uint bits, uint at, float factor) {
-  const uint half_count = 1u << bits >> 1;
-  const real2 inverse = real2(1.0 / factor);
-  real2 sum = real2(0.0);
-  [[unroll]] for (uint i = 0; i < PAIRS; ++i) {
-    const real2 x = abs(y[i] * inverse);
-    real2 z = real2(centroid_of(at, half_count));
-    [[unroll]] for (uint t = 1; t < half_count; ++t) {
-      const float step = centroid_of(at, half_count + t) - centroid_of(at, half_count + t - 1);
-      z = fma(above(x, threshold_of(bits, at, half_count - 1 + t)), real2(step), z);
+// With x = factor |y| and z its nearest centroids, of a Gaussian codebook: the sums of (x - z)^2 and of x z.
+vec2 look(uint bits, float factor) {
+  const real2 scaling = constant(packed_constant(factor));
+  real2 error = real2(0.0), xz = real2(0.0);
+  [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; g += 2) {
+    real2 pairs[4], others[4];
+    load_pairs(g, pairs);
+    load_pairs(g + 1, others);
+    [[unroll]] for (uint k = 0; k < 8; ++k) {
+      const real2 x = abs((k < 4 ? pairs[k % 4] : others[k % 4]) * scaling);
+      real2 z = real2(kv_gaussian_centroid(bits, 0));
+      [[unroll]] for (uint t = 1; t < 1u << bits >> 1; ++t) {
+        const float step = kv_gaussian_centroid(bits, t) - kv_gaussian_centroid(bits, t - 1);
+        z = fma(above(x, kv_gaussian_threshold(bits, t)), real2(step), z);
+      }
+      const real2 difference = x - z;
+      error = fma(difference, difference, error);
+      xz = fma(x, z, xz);
     }
-    const real2 difference = x - z;
-    sum = fma(difference, difference, sum);
   }
-  return float(sum.x) + float(sum.y);
+  return vec2(float(error.x) + float(error.y), float(xz.x) + float(xz.y));
 }
 
 // Two whole numbers, up to 15, to the halves of a word.
@@ -298,53 +390,46 @@ uint negative(real2 numbers) {  // bits 0 and 16
 #endif
 }
 
-// The codes of x = y / factor, for each pair in the halves of a word; adds up x z and z^2 with the centroids z. With a
-// codebook that is not symmetric the factor is 1 and nothing is added up.
-void find_codes(uint bits, uint at, bool symmetric, float factor, out uint codes[PAIRS], out vec2 sum) {
-  const uint half_count = 1u << bits >> 1;
-  const real2 inverse = real2(1.0 / factor);
-  sum = vec2(0.0);
-  [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
-    real2 xz = real2(0.0), zz = real2(0.0);  // of few, as fp16 is short
+// The codes of factor y, eight to a word: of values 8 g .. 8 g + 7, a field of 1, 2 or 4 bits each. Returns, if asked
+// for it of a Gaussian codebook, the sum of z^2, z the centroids; else the thresholds begin with edges[at].
+float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squares, out uint eights[4]) {
+  const uint half_count = 1u << bits >> 1, field = bits >= 3 ? 4 : bits;
+  const real2 scaling = constant(packed_constant(factor));
+  real2 squares = real2(0.0);
+  [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+    real2 pairs[4];
+    load_pairs(g, pairs);
+    uint both = 0;  // of values 8 g + k in the lower half, 8 g + 4 + k in the upper
     [[unroll]] for (uint k = 0; k < 4; ++k) {
-      const uint i = 4 * g + k;
-      real2 index = real2(0.0);
-      if (symmetric) {
-        const real2 x = abs(y[i] * inverse);
-        real2 z = real2(centroid_of(at, half_count));
+      uint code;
+      if (gaussian) {
+        const real2 x = abs(pairs[k] * scaling);
+        real2 z = real2(kv_gaussian_centroid(bits, 0)), index = real2(half_count);
         [[unroll]] for (uint t = 1; t < half_count; ++t) {
-          const float step = centroid_of(at, half_count + t) - centroid_of(at, half_count + t - 1);
-          const real2 is_above = above(x, threshold_of(bits, at, half_count - 1 + t));
-          z = fma(is_above, real2(step), z);
+          const real2 is_above = above(x, kv_gaussian_threshold(bits, t));
+          const float step = kv_gaussian_centroid(bits, t) - kv_gaussian_centroid(bits, t - 1);
           index += is_above;
+          if (wants_squares) z = fma(is_above, real2(step), z);
         }
-        xz = fma(x, z, xz);
-        zz = fma(z, z, zz);
-        // Code half_count + index, or of its mirror image: all bits inverted.
-        const uint is_negative = negative(y[i]);
-        codes[i] = (whole(index) | half_count * 0x00010001u) ^ ((is_negative << bits) - is_negative);
+        if (wants_squares) squares = fma(z, z, squares);
+        code = whole(index) ^ negative(pairs[k]) * ((1u << bits) - 1);  // the mirror image has all bits inverted
       } else {
+        real2 index = real2(0.0);
         [[unroll]] for (uint t = 0; t < 2 * half_count - 1; ++t) {
-          const real2 difference = y[i] - real2(threshold_of(bits, at, t));
-          index += clamp(difference * real2(STEEP), real2(0.0), real2(1.0));
+          index += clamp((pairs[k] - constant(edges[at + t])) * real2(STEEP), real2(0.0), real2(1.0));
         }
-        codes[i] = whole(index);
+        code = whole(index);
       }
+      both += code * (1u << field * k);
     }
-    sum += vec2(float(xz.x) + float(xz.y), float(zz.x) + float(zz.y));
+    if (field < 4) both = (both | both >> (16 - 4 * field)) & (1u << 8 * field) - 1;
+    [[unroll]] for (uint w = 0; w < 4; ++w) eights[w] = g == w ? both : eights[w];
   }
+  return float(squares.x) + float(squares.y);
 }
 
-// The words of a unit from the codes of its pairs.
-void pack_unit(uint bits, uint codes[PAIRS], out uint words[4]) {
-  uint eights[4];  // the codes of values 8 g .. 8 g + 7
-  [[unroll]] for (uint g = 0; g < 4; ++g) {
-    const uint field = bits >= 3 ? 4 : bits;
-    const uint both = codes[4 * g] | codes[4 * g + 1] << field | codes[4 * g + 2] << (2 * field) |
-                      codes[4 * g + 3] << (3 * field);
-    eights[g] = field == 4 ? both : (both | both >> (16 - 4 * field)) & (1u << 8 * field) - 1;
-    words[g] = 0;
-  }
+// The words of a unit from those of find_codes.
+void pack_unit(uint bits, uint eights[4], out uint words[4]) {
   if (bits == 4) {
     [[unroll]] for (uint w = 0; w < 4; ++w) words[w] = eights[w];
   } else if (bits == 3) {
@@ -360,9 +445,9 @@ void pack_unit(uint bits, uint codes[PAIRS], out uint words[4]) {
 float join(float value, uint units) {
   if (units == 1) return value;
   barrier();
-  partial[gl_LocalInvocationID.x] = value;
+  partial[(slot * UNITS + unit) * UNIT + lane] = value;
   barrier();
-  const uint first = group / units * units;
+  const uint first = slot * UNITS + unit / units * units;
   float sum = 0.0;
   [[unroll]] for (uint u = 0; u < units; ++u) sum += partial[(first + u) * UNIT + lane];
   return sum;
@@ -375,7 +460,7 @@ void store_scales(uint bits, uint at) {
   uint word = 0, mask = 0;
   [[unroll]] for (uint i = 0; i < per_word; ++i) {
     const uint t = lane * per_word + i;
-    if (!is_new(token - lane + t)) continue;
+    if (!is_new(range, token - lane + t)) continue;
     word |= scale_codes[group * UNIT + t] << (i * bits);
     mask |= (1u << bits) - 1 << (i * bits);
   }
@@ -383,73 +468,88 @@ void store_scales(uint bits, uint at) {
   cache.at[at + lane] = mask == 0xffffffffu ? word : cache.at[at + lane] & ~mask | word;
 }
 
-// Quantizes and stores this invocation's unit. The side begins at word `side_at` of the cache, and is this workgroup's.
-void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale_kind, bool symmetric, uint side_at,
-            bool counts) {
-  const uint units = UNITS / segments, n = HEAD_DIM / segments;
-  const bool is_second = segments == 2 && unit >= units;
-  const uint second_at = (2u << bits_0) - 1;
+// The code of the scale nearest to a value.
+uint nearest_scale(uint scale_bits, float value) {
+  const uint half_step = 1u << (scale_bits == 8 ? 17 : 12);
+  const uint lowest = kv_scale_lowest(scale_bits);
+  const uint code = kv_scale_below(scale_bits, uintBitsToFloat(floatBitsToUint(value) + half_step));
+  return code == 0 && value >= 0.5 * kv_scale_value(scale_bits, lowest) ? lowest : code;
+}
 
-  float squares = 0.0, first_scale = 1.0;
+// Stores this invocation's unit of an f16 cache, from the row of x at `x_at`.
+void store_halves(uint at, uint x_at, uint units) {
+  [[unroll]] for (uint eight = 0; eight < UNIT / 8; ++eight) {
+    const uvec4 words = x_tile[x_at + eight];
+    [[unroll]] for (uint w = 0; w < 4; ++w) cache.at[at + (4 * eight + w) * KV_BLOCK * units] = words[w];
+  }
+}
+
+// Quantizes and stores this invocation's unit. The side begins at word `side_at` of the cache.
+void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale_kind, bool gaussian, uint side_at) {
+  const uint units = UNITS / segments, n = HEAD_DIM / segments;
+  const bool is_second = segments == 2 && unit >= units, stores = is_new(range, token);
+  const uint at = side_at + kv_codes_at(n, bits_0, is_second ? 1 : 0) + token % KV_BLOCK * units + unit % units;
+  if (bits_0 == 16) {
+    if (stores) store_halves(at, (slot * KV_BLOCK + lane) * X_PITCH + unit * (UNIT / 8), units);
+    return;
+  }
+  bits_0 = min(bits_0, 4);
+  transform_token();
+
+  float squares = 0.0, first_scale = 1.0, factor = 1.0;
+  uint scale_code = 0;
   if (scale_kind != SCALE_NONE) {
-    [[unroll]] for (uint i = 0; i < PAIRS; ++i) {
-      const vec2 wide = vec2(y[i]);
-      squares += dot(wide, wide);
+    [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+      real2 pairs[4];
+      load_pairs(g, pairs);
+      [[unroll]] for (uint k = 0; k < 4; ++k) squares += dot(vec2(pairs[k]), vec2(pairs[k]));
     }
     squares = join(squares, units);
     first_scale = sqrt(squares / float(n));
-  }
-  uint scale_code = 0;
-  if (scale_kind == SCALE_NORM) {
-    scale_code = kv_scale_nearest(scale_bits, first_scale, squares, float(n), true);
-    first_scale = kv_scale_value(scale_bits, scale_code);
-  }
-  float factor = 1.0;
-  if (scale_kind != SCALE_NONE) {
-    const real2 inverse = real2(first_scale > 0.0 ? 1.0 / first_scale : 0.0);
-    [[unroll]] for (uint i = 0; i < PAIRS; ++i) y[i] *= inverse;
+    if (scale_kind == SCALE_NORM) {
+      scale_code = nearest_scale(scale_bits, first_scale);
+      first_scale = kv_scale_value(scale_bits, scale_code);
+    }
+    factor = first_scale > 0.0 ? min(1.0 / first_scale, 60000.0) : 0.0;  // finite in fp16
   }
   if (scale_kind == SCALE_SEARCHED) {
-    float least = 0.0;
+    const float inverse = factor;
+    float least = 0.0, best_xz = 0.0;
     bool second_is_better = false;
     [[dont_unroll]] for (uint candidate = 0; candidate < 3; ++candidate) {
       const float tried = kv_search_factor(candidate, second_is_better);
-      const float found = is_second ? error_at(bits_1, second_at, tried) : error_at(bits_0, 0, tried);
-      const float error = join(found, units) * tried * tried;
+      const float scaling = inverse / tried;
+      const vec2 seen = is_second ? look(bits_1, scaling) : look(bits_0, scaling);
+      const float error = join(seen.x, units) * tried * tried;
       const bool is_better = candidate == 0 || error < least;
       second_is_better = second_is_better || is_better && candidate == 1;
-      factor = is_better ? tried : factor;
+      factor = is_better ? scaling : factor;
+      best_xz = is_better ? seen.y : best_xz;
       least = is_better ? error : least;
     }
+    const float xz = join(best_xz, units);  // |y|^2 / (y . z) with x = factor y
+    scale_code = xz > 0.0 ? nearest_scale(scale_bits, squares * factor / xz) : 0;
   }
 
-  uint codes[PAIRS], words[4];
-  vec2 sum;
+  uint eights[4], words[4];
+  const bool corrects = scale_kind == SCALE_CORRECTED;
+  float z_squares;
   if (is_second) {
-    find_codes(bits_1, second_at, symmetric, factor, codes, sum);
-    pack_unit(bits_1, codes, words);
+    z_squares = find_codes(bits_1, 16, gaussian, factor, corrects, eights);
+    pack_unit(bits_1, eights, words);
   } else {
-    find_codes(bits_0, 0, symmetric, factor, codes, sum);
-    pack_unit(bits_0, codes, words);
+    z_squares = find_codes(bits_0, 0, gaussian, factor, corrects, eights);
+    pack_unit(bits_0, eights, words);
   }
-  const uint bits = is_second ? bits_1 : bits_0;
-  const uint at = side_at + kv_codes_at(n, bits_0, is_second ? 1 : 0) + token % KV_BLOCK * units + unit % units;
   [[unroll]] for (uint w = 0; w < 4; ++w) {
-    if (w < bits && counts && is_new(token)) cache.at[at + w * KV_BLOCK * units] = words[w];
+    if (w < (is_second ? bits_1 : bits_0) && stores) cache.at[at + w * KV_BLOCK * units] = words[w];
   }
-
-  if (scale_kind == SCALE_SEARCHED) {
-    const float yz = join(sum.x, units) * factor * first_scale;
-    scale_code = kv_scale_nearest(scale_bits, squares / yz, squares, yz, false);
-  } else if (scale_kind == SCALE_CORRECTED) {
-    const float zz = join(sum.y, units);
-    scale_code = kv_scale_nearest(scale_bits, sqrt(squares / zz), squares, zz, true);
-  }
+  if (corrects) scale_code = nearest_scale(scale_bits, sqrt(squares / join(z_squares, units)));
   if (scale_kind == SCALE_NONE) return;
   const uint scales_at = side_at + kv_scales_at(n, segments, bits_0, bits_1) + (is_second ? scale_bits : 0);
   scale_codes[group * UNIT + lane] = scale_code;
   sync_group();
-  if (counts && unit % units == 0) store_scales(scale_bits, scales_at);
+  if (unit % units == 0) store_scales(scale_bits, scales_at);
 }
 
 uint k_words() {
@@ -459,37 +559,51 @@ uint v_words() {
   return kv_side_words(HEAD_DIM / V_SEGMENTS, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0);
 }
 
+// Step i is SLOTS blocks of sequence i % sequences: all sequences take the same blocks one after another, and find the
+// table's rows there.
+Range range_of(uint step) {
+  const uint at = 3 * (step % sequences);
+  const uint start = uint(appends.at[at + 1]);
+  return Range(uint(appends.at[at]) - start, start, uint(appends.at[at + 2]));
+}
+uint first_block_of(uint step, Range r) { return r.start / KV_BLOCK + step / sequences * SLOTS; }
+
 void main() {
-  heads = gl_NumWorkGroups.y / 2;
-  head = gl_WorkGroupID.y / 2;
-  is_v = (gl_WorkGroupID.y & 1) != 0;
+  heads = gl_NumWorkGroups.y;
+  head = gl_WorkGroupID.y;
+  is_v = gl_WorkGroupID.z != 0;  // one side after the other, each with code of its own
   group = gl_LocalInvocationID.x / UNIT;
   lane = gl_LocalInvocationID.x % UNIT;
   unit = group % UNITS;
   slot = group / UNITS;
-  const uint sequence = gl_WorkGroupID.z;
-  first_row = uint(appends.at[3 * sequence]);
-  start = uint(appends.at[3 * sequence + 1]);
-  end = start + uint(appends.at[3 * sequence + 2]);
-  const uint first = start / KV_BLOCK + gl_WorkGroupID.x * run;
-  const uint last = min(first + run, (end + KV_BLOCK - 1) / KV_BLOCK);
-  if (start == end || first >= last) return;
+  const uint first = gl_WorkGroupID.x * run, last = min(first + run, steps);
 
-  load_codebook();
-  load_transform_rows();
-  for (uint block = first; block < last; block += SLOTS) {
+  load_thresholds();
+  if ((is_v ? V_BITS_0 : K_BITS_0) <= 4) share_transform();
+#ifdef MATRIX
+  const uint column = gl_LocalInvocationID.x % COLUMNS * 8;
+  packed_mean = pack_eight(load_mean(column), load_mean(column + 4));
+#endif
+  uint table_block = ~0u;  // whose rows are in the tile
+  for (uint step = first; step < last; ++step) {
+    range = range_of(step);
+    const uint block = first_block_of(step, range);
+    if (block * KV_BLOCK >= range.start + range.count) continue;
     barrier();  // nobody reads x_tile any more
-    load_tokens(block * KV_BLOCK);
+    share_tokens(block * KV_BLOCK);
+#ifdef MATRIX
+    if (HAS_TABLE && !is_v && block != table_block) {
+      share_table(block * KV_BLOCK);
+      table_block = block;
+    }
+#endif
     barrier();
-    transform_token();
     token = (block + slot) * KV_BLOCK + lane;
-    const bool counts = block + slot < last;
-    const uint at = ((sequence * heads + head) * blocks + block + slot) * (k_words() + v_words());
+    const uint at = ((step % sequences * heads + head) * blocks + block + slot) * (k_words() + v_words());
     if (is_v) {
-      encode(V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, V_SCALE_KIND, (V_FLAGS & SYMMETRIC) != 0, at + k_words(),
-             counts);
+      encode(V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, V_SCALE_KIND, (V_FLAGS & GAUSSIAN) != 0, at + k_words());
     } else {
-      encode(K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, K_SCALE_KIND, (K_FLAGS & SYMMETRIC) != 0, at, counts);
+      encode(K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, K_SCALE_KIND, (K_FLAGS & GAUSSIAN) != 0, at);
     }
   }
 }

@@ -33,6 +33,7 @@ void print(const KvStatistics& statistics, const std::string& output) {
 }
 
 void run(const Options& o) {
+  o.common.check_writable({o.output});
   FastaReader input(o.input);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   std::vector<std::vector<int32_t>> sequences;

@@ -82,6 +82,19 @@ void Common::write_json(const nlohmann::json& value) const {
   write_text(json, value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
+void Common::check_writable(std::initializer_list<std::string_view> files) const {
+  const auto check = [](std::string_view name) {
+    if (name.empty() || name == "-") return;
+    const std::filesystem::path aside = unique_sibling(name);
+    const bool opened = std::ofstream(aside, std::ios::binary).is_open();
+    std::error_code ignored;
+    std::filesystem::remove(aside, ignored);
+    if (!opened || std::filesystem::is_directory(name)) throw_error(ErrorKind::input, "{}: cannot be written", name);
+  };
+  check(json);
+  for (const std::string_view name : files) check(name);
+}
+
 void write_text(const std::string& name, const std::string& text) {
   if (name == "-") {
     std::fputs(text.c_str(), stdout);

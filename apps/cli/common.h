@@ -1,8 +1,10 @@
 #pragma once
 
 #include <filesystem>
+#include <initializer_list>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -40,6 +42,8 @@ struct Common {
   std::unique_ptr<Device> open() const;
   // Writes to the file (or standard output); nothing when --json was not given.
   void write_json(const nlohmann::json& json) const;
+  // Throws what writing would, before any work is done: for --json and these files (empty and "-" are fine).
+  void check_writable(std::initializer_list<std::string_view> files) const;
   // True when standard output belongs to the JSON.
   bool json_on_stdout() const { return json == "-"; }
 };

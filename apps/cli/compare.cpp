@@ -88,6 +88,7 @@ void print(const std::vector<KvQuality>& qualities, size_t proteins) {
 }
 
 void run(Options& o) {
+  o.common.check_writable({o.plot});
   const std::vector<KvPreset> presets = presets_of(o);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   std::vector<CompareRecord> records = records_of(o, checkpoint);

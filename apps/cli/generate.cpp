@@ -78,6 +78,7 @@ nlohmann::json to_json(const Options& o, const GenerateReport& report, const Dev
 }
 
 void run(Options& o) {
+  o.common.check_writable({o.output});
   const KvPreset preset = parse_kv_preset(o.preset);
   const Tokenizer::Encoded prompt = Tokenizer::esm2().encode(o.prompt, "--prompt");
   o.generate.prompt.assign(prompt.ids.begin() + 1, prompt.ids.end() - 1);

@@ -49,47 +49,63 @@ uint32_t kv_splits(const KvAttention& a, const KvTile& tile, const Traits& trait
 // kv_append_many.comp: see there.
 constexpr uint32_t kUnit = 32, kManyThreads = 128;
 
-bool takes_many(const KvSide& side, uint32_t head_dim) {
+bool takes_many(const KvSide& side, const KvSideTensors& t, uint32_t head_dim) {
   const bool scale =
-      side.scale == KvScale::none || (side.symmetric && side.scale != KvScale::absmax);  // and only those are searched
-  return side.has_codebook() && !side.qjl && scale && head_dim / side.segments % kUnit == 0;
+      side.scale == KvScale::none || (side.gaussian && side.scale != KvScale::absmax);  // and only those are searched
+  const bool codes = side.has_codebook() && !side.qjl && scale;
+  const bool copy = side.bits[0] == 16 && !t.mean && !t.position_mean && !t.transform;
+  return (codes || copy) && head_dim / side.segments % kUnit == 0;
 }
 
 bool takes_many(const KvAppend& a) {
   return a.k.dtype == DType::f16 && a.v.dtype == DType::f16 && a.max_count >= KV_BLOCK && a.head_dim <= kManyThreads &&
-         kManyThreads % a.head_dim == 0 && takes_many(a.format.k, a.head_dim) && takes_many(a.format.v, a.head_dim);
+         kManyThreads % a.head_dim == 0 && takes_many(a.format.k, a.k_side, a.head_dim) &&
+         takes_many(a.format.v, a.v_side, a.head_dim);
+}
+
+// Of the variant on matrix units.
+uint32_t many_shared_bytes(const KvAppend& a) {
+  constexpr uint32_t kVector = 16, kEights = 8;
+  const uint32_t columns = a.head_dim / kEights, turned = a.k_side.position_mean ? 1 : 0;
+  const uint32_t tokens = kManyThreads / a.head_dim * KV_BLOCK;
+  const uint32_t x = tokens * (columns + 1), y = kManyThreads * (kUnit / kEights + 1);
+  const uint32_t transform = a.head_dim * ((1 + turned) * columns + 1);
+  return (std::max(x, y) + turned * x + transform) * kVector +
+         (2 * kManyThreads + 2 * 16 + 4) * uint32_t(sizeof(uint32_t));
 }
 
 Dispatch lower_many(const KvAppend& a, const Traits& traits) {
   struct Push {
     uint64_t k, v, appends, table, cache;
     uint64_t k_mean, position_mean, k_transform, k_codebook, v_mean, v_transform, v_codebook;
-    uint32_t blocks, run;
+    uint32_t blocks, table_rows, sequences, steps, run;
   };
   const auto flags = [&](const KvSide& side, const KvSideTensors& t) {  // as in the shader
     return uint32_t(bool(t.mean)) | uint32_t(bool(t.position_mean)) << 1 | uint32_t(bool(t.transform)) << 2 |
            uint32_t(is_per_head(t.transform, square(a.head_dim))) << 3 |
-           uint32_t(is_per_head(t.codebook, side.codebook_size())) << 4 | uint32_t(side.symmetric) << 5;
+           uint32_t(is_per_head(t.codebook, side.codebook_size())) << 4 | uint32_t(side.gaussian) << 5;
   };
   const KvSide &k = a.format.k, &v = a.format.v;
-  const bool matrix = traits.matrix_f16 && traits.min_subgroup_size <= kUnit && kUnit <= traits.max_subgroup_size;
-  // Runs of blocks long enough to read a transform for, and short enough to occupy the device several times over.
-  constexpr uint32_t kGroupsPerUnit = 16;
-  const uint32_t blocks = ceil_div(a.max_count, KV_BLOCK), slots = kManyThreads / a.head_dim;
-  const uint64_t rows = std::max<uint64_t>(2ull * a.heads * a.sequences, 1);
-  const uint32_t runs =
-      std::clamp(ceil_div(uint64_t(kGroupsPerUnit) * units(traits), rows), 1u, ceil_div(blocks, slots));
-  const uint32_t run = ceil_div(ceil_div(blocks, runs), slots) * slots;
-  Dispatch result = dispatch(
-      matrix ? "kv_append_many_coopmat" : "kv_append_many_plain",
-      {id_of(DType::f16), kManyThreads, kUnit, a.head_dim, k.segments, k.bits[0], k.bits[1], k.scale_bits,
-       uint32_t(k.scale), v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale), flags(k, a.k_side),
-       flags(v, a.v_side)},
-      {capped(ceil_div(blocks + 1, run)), 2 * a.heads, a.sequences},  // they may begin in the middle of a block
-      Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table), address_of(a.cache),
-           address_of(a.k_side.mean), address_of(a.k_side.position_mean), address_of(a.k_side.transform),
-           address_of(a.k_side.codebook), address_of(a.v_side.mean), address_of(a.v_side.transform),
-           address_of(a.v_side.codebook), a.capacity / KV_BLOCK, run});
+  const bool matrix = traits.matrix_f16 && traits.min_subgroup_size <= kUnit && kUnit <= traits.max_subgroup_size &&
+                      many_shared_bytes(a) <= traits.max_shared_bytes;
+  // Runs long enough to prepare a transform for, and short enough to occupy the device several times over. An append
+  // may begin in the middle of a block.
+  constexpr uint32_t kGroupsPerUnit = 8;
+  const uint32_t slots = kManyThreads / a.head_dim, blocks = ceil_div(a.max_count - 1, KV_BLOCK) + 1;
+  const uint32_t steps = ceil_div(blocks, slots) * a.sequences;
+  const uint32_t runs = std::clamp(ceil_div(uint64_t(kGroupsPerUnit) * units(traits), 2ull * std::max(a.heads, 1u)), 1u,
+                                   std::max(steps, 1u));
+  const uint32_t run = std::max(ceil_div(steps, runs), 1u);
+  Dispatch result =
+      dispatch(matrix ? "kv_append_many_coopmat" : "kv_append_many_plain",
+               {id_of(DType::f16), kManyThreads, kUnit, a.head_dim, k.segments, k.bits[0], k.bits[1], k.scale_bits,
+                uint32_t(k.scale), v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale),
+                flags(k, a.k_side), flags(v, a.v_side)},
+               {ceil_div(steps, run), a.heads, 2},
+               Push{address_of(a.k), address_of(a.v), address_of(a.appends), address_of(a.table), address_of(a.cache),
+                    address_of(a.k_side.mean), address_of(a.k_side.position_mean), address_of(a.k_side.transform),
+                    address_of(a.k_side.codebook), address_of(a.v_side.mean), address_of(a.v_side.transform),
+                    address_of(a.v_side.codebook), a.capacity / KV_BLOCK, a.table_rows, a.sequences, steps, run});
   if (matrix) result.subgroup_size = kUnit;
   return result;
 }

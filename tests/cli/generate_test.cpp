@@ -65,6 +65,18 @@ TEST_CASE("generate refuses what makes no sense", "[cli]") {
   check_refusal({"generate", "-n", "0"}, 2, {"-n 0"});
 }
 
+TEST_CASE("an output that cannot be written is found before any work is done", "[cli]") {
+  const std::string output = (test::TemporaryFolder() / "gone" / "output").string(), model = "no-such-model";
+  for (const std::vector<std::string>& command : {std::vector<std::string>{"generate", "-o", output},
+                                                  {"generate", "--json", output},
+                                                  {"calibrate", "none.fasta", "-o", output},
+                                                  {"compare", "none.fasta", "--plot", output}}) {
+    auto arguments = command;
+    arguments.insert(arguments.end(), {"--model", model});
+    check_refusal(arguments, 3, {output, "cannot write"});
+  }
+}
+
 TEST_CASE("a cache that needs a calibration asks for it, and takes no other model's", "[cli]") {
   const std::string model = tiny_model().string();
   check_refusal({"generate", "--model", model, "--device", "cpu", "--length", "4"}, 3, {"model.kv.safetensors"});

@@ -37,7 +37,7 @@ struct ManyTokens {
 };
 
 std::vector<float> codebooks(Rng& rng, const KvSide& side, uint32_t heads) {
-  if (!side.symmetric) return random_codebook(rng, side, heads);
+  if (!side.gaussian) return random_codebook(rng, side, heads);
   std::vector<float> all;
   for (uint32_t segment = 0; segment < side.segments; ++segment)
     append_codebook(lloyd_max_gaussian(side.bits[segment]), all);
@@ -215,12 +215,9 @@ void check_side(const ManyTokens& data, bool is_v, const std::vector<int32_t>& g
   CHECK(worse <= data.tokens * data.heads / 100);
 }
 
-KvSide coded(std::array<uint32_t, 2> bits, KvScale scale, uint32_t scale_bits, bool symmetric = true) {
-  return {.segments = bits[1] > 0 ? 2u : 1u,
-          .bits = bits,
-          .scale_bits = scale_bits,
-          .scale = scale,
-          .symmetric = symmetric};
+KvSide coded(std::array<uint32_t, 2> bits, KvScale scale, uint32_t scale_bits, bool gaussian = true) {
+  return {
+      .segments = bits[1] > 0 ? 2u : 1u, .bits = bits, .scale_bits = scale_bits, .scale = scale, .gaussian = gaussian};
 }
 
 }  // namespace

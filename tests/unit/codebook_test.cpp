@@ -8,6 +8,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 
+#include "shaders/include/kv_gaussian.h"
 #include "tests/conformance/data.h"
 #include "tests/unit/files.h"
 
@@ -53,6 +54,17 @@ TEST_CASE("Lloyd-Max quantizers of the normal distribution are the published one
                WithinRel(gaussian_mean_squared_error(codebook), 1e-12));
   }
   test::check_error(ErrorKind::usage, {"5 bits"}, [] { lloyd_max_gaussian(5); });
+}
+
+TEST_CASE("what kernels know by heart is the Lloyd-Max quantizer", "[unit]") {
+  for (uint32_t bits = 1; bits <= 4; ++bits) {
+    const Codebook codebook = lloyd_max_gaussian(bits);
+    const uint32_t half = 1u << (bits - 1);
+    for (uint32_t i = 0; i < half; ++i) {
+      CHECK_THAT(kv_gaussian_centroid(bits, i), WithinRel(float(codebook.centroids[half + i]), 1e-7f));
+      if (i > 0) CHECK_THAT(kv_gaussian_threshold(bits, i), WithinRel(float(codebook.thresholds[half + i - 1]), 2e-7f));
+    }
+  }
 }
 
 TEST_CASE("a sign of the residual costs more than a fourth bit saves", "[unit]") {

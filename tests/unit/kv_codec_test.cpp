@@ -92,15 +92,15 @@ TEST_CASE("a KV preset can be put together from parts", "[unit]") {
   CHECK(preset.v.transform == KvTransform::svd);
   CHECK(preset.k.centroids == KvCentroids::gaussian);
   CHECK(preset.v.centroids == KvCentroids::kmeans);
-  CHECK(preset.k.side == KvSide{.bits = {3, 0}, .scale_bits = 8, .scale = KvScale::corrected, .symmetric = true});
+  CHECK(preset.k.side == KvSide{.bits = {3, 0}, .scale_bits = 8, .scale = KvScale::corrected, .gaussian = true});
   CHECK(preset.v.side == KvSide{.bits = {2, 0}, .scale_bits = 16, .scale = KvScale::corrected});
 
   const KvPreset split = parse_kv_preset("k1.5+v3.5+random+norm+qjl");
   CHECK(
       split.k.side ==
-      KvSide{.segments = 2, .bits = {2, 1}, .scale_bits = 16, .scale = KvScale::norm, .qjl = true, .symmetric = true});
+      KvSide{.segments = 2, .bits = {2, 1}, .scale_bits = 16, .scale = KvScale::norm, .qjl = true, .gaussian = true});
   CHECK(split.v.side ==
-        KvSide{.segments = 2, .bits = {4, 3}, .scale_bits = 16, .scale = KvScale::norm, .symmetric = true});
+        KvSide{.segments = 2, .bits = {4, 3}, .scale_bits = 16, .scale = KvScale::norm, .gaussian = true});
   CHECK(parse_kv_preset("k16,v3,hadamard,norm").k == parse_kv_preset("f16").k);
   CHECK(parse_kv_preset("k3,v3,sign").k.side.bits[0] == 4);
   CHECK(parse_kv_preset("k3,v3,sign").v.side.bits[0] == 3);
