@@ -10,7 +10,7 @@
 // d is 32, 64 or 128, and n, the values of a segment, a multiple of 32: a token's unit of 32 codes is its own. A
 // workgroup takes K or V of one head and walks along a run of blocks (grid: runs, heads, 2 sides), GROUPS groups of 32
 // invocations at a time, d / 32 of them to a block, each with a unit of its tokens: invocation t makes that of the
-// block's token t. Loops over its values stay loops: code that streams by but once is waited for.
+// block's token t.
 //
 //   memory -> x_tile       8 values a thread, as fp16
 //   x_tile -> y            a group's 32 rows of the transform times its 32 tokens, fp32 sums, as fp16 (plain: fp32)
@@ -353,12 +353,11 @@ real2 above(real2 x, float threshold) {
 vec2 look(uint bits, float factor) {
   const real2 scaling = constant(packed_constant(factor));
   real2 error = real2(0.0), xz = real2(0.0);
-  [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; g += 2) {
-    real2 pairs[4], others[4];
+  [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+    real2 pairs[4];
     load_pairs(g, pairs);
-    load_pairs(g + 1, others);
-    [[unroll]] for (uint k = 0; k < 8; ++k) {
-      const real2 x = abs((k < 4 ? pairs[k % 4] : others[k % 4]) * scaling);
+    [[unroll]] for (uint k = 0; k < 4; ++k) {
+      const real2 x = abs(pairs[k] * scaling);
       real2 z = real2(kv_gaussian_centroid(bits, 0));
       [[unroll]] for (uint t = 1; t < 1u << bits >> 1; ++t) {
         const float step = kv_gaussian_centroid(bits, t) - kv_gaussian_centroid(bits, t - 1);
@@ -396,7 +395,7 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
   const uint half_count = 1u << bits >> 1, field = bits >= 3 ? 4 : bits;
   const real2 scaling = constant(packed_constant(factor));
   real2 squares = real2(0.0);
-  [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+  [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
     real2 pairs[4];
     load_pairs(g, pairs);
     uint both = 0;  // of values 8 g + k in the lower half, 8 g + 4 + k in the upper
@@ -423,7 +422,7 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
       both += code * (1u << field * k);
     }
     if (field < 4) both = (both | both >> (16 - 4 * field)) & (1u << 8 * field) - 1;
-    [[unroll]] for (uint w = 0; w < 4; ++w) eights[w] = g == w ? both : eights[w];
+    eights[g] = both;
   }
   return float(squares.x) + float(squares.y);
 }
@@ -499,7 +498,7 @@ void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale
   float squares = 0.0, first_scale = 1.0, factor = 1.0;
   uint scale_code = 0;
   if (scale_kind != SCALE_NONE) {
-    [[dont_unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+    [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
       real2 pairs[4];
       load_pairs(g, pairs);
       [[unroll]] for (uint k = 0; k < 4; ++k) squares += dot(vec2(pairs[k]), vec2(pairs[k]));

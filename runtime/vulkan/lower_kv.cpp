@@ -90,7 +90,7 @@ Dispatch lower_many(const KvAppend& a, const Traits& traits) {
                       many_shared_bytes(a) <= traits.max_shared_bytes;
   // Runs long enough to prepare a transform for, and short enough to occupy the device several times over. An append
   // may begin in the middle of a block.
-  constexpr uint32_t kGroupsPerUnit = 8;
+  constexpr uint32_t kGroupsPerUnit = 4;
   const uint32_t slots = kManyThreads / a.head_dim, blocks = ceil_div(a.max_count - 1, KV_BLOCK) + 1;
   const uint32_t steps = ceil_div(blocks, slots) * a.sequences;
   const uint32_t runs = std::clamp(ceil_div(uint64_t(kGroupsPerUnit) * units(traits), 2ull * std::max(a.heads, 1u)), 1u,
