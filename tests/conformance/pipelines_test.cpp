@@ -39,6 +39,13 @@ class Builder {
       }
       add_cache(format.format, 64, 4, 64);
     }
+    using enum KvScale;
+    for (const uint32_t head_dim : {32u, 64u, 128u})
+      for (const KvSide& side : {KvSide{.bits = {3, 0}, .scale_bits = 8, .scale = searched, .gaussian = true},
+                                 KvSide{.bits = {4, 0}, .scale_bits = 16, .scale = corrected, .gaussian = true},
+                                 KvSide{.bits = {4, 0}}, KvSide{.bits = {16, 0}}})
+        add_many(side, head_dim);
+    add_many({.segments = 2, .bits = {4, 2}, .scale_bits = 8, .scale = searched, .gaussian = true}, 64);
     add(Sample{f32(8 * 33), i32(20), i32(4), i32(4 * 512), f32(4), i32(8), i32(8), i32(12), i32(4), i32(4), 4, 33, 20,
                512});
   }
@@ -107,6 +114,30 @@ class Builder {
   static bool in_use(const KvFormat& f) {
     const bool plain = f.k.scale == KvScale::searched && f.k.bits[0] == 3 && f.v.bits[0] == 4;
     return f.k.bits[0] >= 8 || plain || f.k.segments == 2;
+  }
+
+  // Many tokens at once.
+  void add_many(KvSide side, uint32_t head_dim) {
+    const uint32_t heads = 2, width = heads * head_dim, tokens = 64;
+    const bool copied = side.bits[0] == 16;
+    const Tensor values = tensor(DType::f16, tokens * width), mean = copied ? Tensor{} : f32(width);
+    const Tensor square = copied ? Tensor{} : f32(width * head_dim), book = f32(heads * 64);
+    const KvFormat format{side, side};
+    add(KvAppend{.k = values,
+                 .v = values,
+                 .appends = i32(3),
+                 .table = f32(tokens * head_dim),
+                 .k_side = {mean, mean, square, book, {}},
+                 .v_side = {mean, {}, square, book, {}},
+                 .cache = i32(heads * (tokens / KV_BLOCK) * format.block_words(head_dim)),
+                 .format = format,
+                 .tokens = tokens,
+                 .sequences = 1,
+                 .heads = heads,
+                 .head_dim = head_dim,
+                 .capacity = tokens,
+                 .table_rows = tokens,
+                 .max_count = tokens});
   }
 
   // `capacity` decides whether workgroups share a sequence.
