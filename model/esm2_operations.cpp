@@ -51,7 +51,7 @@ class Builder {
   }
 
   void attention(uint32_t l) {
-    if (options_.cache) fill_cache(l);  // ahead of what takes long: small workgroups then do not have the last word
+    if (options_.cache) fill_cache(l);  // ahead of attention, whose workgroups take long and should not wait behind it
     add(Attention{.q = t_.q,
                   .k = t_.k,
                   .v = t_.v,

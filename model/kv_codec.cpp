@@ -77,8 +77,9 @@ class SpecParser {
   [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
     std::vector<std::string_view> names;
     for (const KvPresetRow& row : kPresets) names.push_back(row.name);
-    throw_error(ErrorKind::usage, "KV preset \"{}\": {}; presets: {}; or parts such as k3,v4,pre,balanced,search,s8",
-                spec_, fmt::format(format, std::forward<Args>(args)...), fmt::join(names, ", "));
+    throw_error(ErrorKind::usage,
+                "KV preset \"{}\": {}; presets: {}; or parts such as k4/3,v4/2,pre,balanced,search,s8", spec_,
+                fmt::format(format, std::forward<Args>(args)...), fmt::join(names, ", "));
   }
 
   template <class T, class U>

@@ -76,7 +76,7 @@ inline constexpr std::string_view kDefaultKvPreset = "turbo";
 // v:hadamard"). Sides of 16 or 32 bits ignore general parts. Errors (usage) name the part, or list the presets.
 KvPreset parse_kv_preset(std::string_view text);
 
-// Presets and specifications (joined by '+' inside) separated by commas: "f16,turbo,k3+v4+pre+balanced+search+s8".
+// Presets and specifications (joined by '+' inside) separated by commas: "f16,turbo,k4/3+v4/2+pre+balanced+search+s8".
 std::vector<KvPreset> parse_kv_presets(std::string_view list);
 
 // Bits of K and V that one value takes on average as stored: codes, scales, signs, residual norms.

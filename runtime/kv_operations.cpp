@@ -26,6 +26,7 @@ void check_side(std::string_view operation, const KvSide& side, uint32_t head_di
   require(side.bits[0] != 8 || side.scale == KvScale::absmax, operation, "8-bit values need the scale absmax");
   require(side.bits[0] < 16 || side.scale == KvScale::none, operation, "16- and 32-bit values have no scale");
   require(!side.qjl || side.has_codebook(), operation, "qjl needs a codebook");
+  require(!side.gaussian || side.has_codebook(), operation, "16-bit and wider values and integers are not gaussian");
 }
 
 void check_format(std::string_view operation, const KvFormat& format, uint32_t head_dim) {

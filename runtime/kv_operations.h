@@ -26,7 +26,7 @@ struct KvSide {
   uint32_t scale_bits = 0;  // 0, 8, 16
   KvScale scale = KvScale::none;  // none exactly when scale_bits is 0
   bool qjl = false;               // with the signs of a projection of what quantization left over, and its norm
-  bool gaussian = false;          // its codebooks are those of kv_gaussian.h, which a kernel may then know by heart
+  bool gaussian = false;          // the codebook operand is kv_gaussian.h's, which a kernel may then know by heart
 
   bool operator==(const KvSide&) const = default;
   bool has_codebook() const { return bits[0] <= 4; }

@@ -17,9 +17,12 @@
 //   y -> registers         four pairs of values at a time: pair 4 g + k holds values 8 g + k and 8 g + 4 + k, whose
 //                          codes lie 16 bits apart in a word of nibbles
 //
-// What bounds it is the search for the scale: with H positive centroids a look at a pair takes 2 H + 2 instructions,
-// and there are three looks before the codes are taken. Only Gaussian codebooks are searched: they are known by heart, and
+// What bounds it is the search for the scale: with H positive centroids a look() takes 2 H + 2 instructions a pair,
+// and there are three before the codes are taken. Only Gaussian codebooks are searched: they are known by heart, and
 // symmetric, so that H is half of all.
+//
+// The variant on matrix units computes with fp16 numbers, so it is no shader that tools/retype_bf16.cpp could retype;
+// k and v of bf16 models are fp16. Values over 65,504 after the transform are lost.
 //
 // variant: plain
 // variant: coopmat -DMATRIX
@@ -221,17 +224,21 @@ void share_tokens(uint first) {
   [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
     const uint t = first_token + i * TOKEN_STEP;
 #ifdef MATRIX
-    [[unroll]] for (uint w = 0; w < 4; ++w) {
-      words[i][w] = packFloat2x16(unpackFloat2x16(words[i][w]) - unpackFloat2x16(packed_mean[w]));
+    if ((flags() & HAS_MEAN) != 0) {
+      [[unroll]] for (uint w = 0; w < 4; ++w) {
+        words[i][w] = packFloat2x16(unpackFloat2x16(words[i][w]) - unpackFloat2x16(packed_mean[w]));
+      }
     }
 #else
-    vec4 low = vec4(unpackHalf2x16(words[i].x), unpackHalf2x16(words[i].y)) - load_mean(8 * column);
-    vec4 high = vec4(unpackHalf2x16(words[i].z), unpackHalf2x16(words[i].w)) - load_mean(8 * column + 4);
-    if ((flags() & HAS_POSITION_MEAN) != 0 && is_new(range, first + t)) {
-      low -= turned_mean(first + t, 8 * column);
-      high -= turned_mean(first + t, 8 * column + 4);
+    if ((flags() & (HAS_MEAN | HAS_POSITION_MEAN)) != 0) {
+      vec4 low = vec4(unpackHalf2x16(words[i].x), unpackHalf2x16(words[i].y)) - load_mean(8 * column);
+      vec4 high = vec4(unpackHalf2x16(words[i].z), unpackHalf2x16(words[i].w)) - load_mean(8 * column + 4);
+      if ((flags() & HAS_POSITION_MEAN) != 0 && is_new(range, first + t)) {
+        low -= turned_mean(first + t, 8 * column);
+        high -= turned_mean(first + t, 8 * column + 4);
+      }
+      words[i] = pack_eight(low, high);
     }
-    words[i] = pack_eight(low, high);
 #endif
     x_tile[t * X_PITCH + column] = words[i];
   }
@@ -414,7 +421,7 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
         code = whole(index) ^ negative(pairs[k]) * ((1u << bits) - 1);  // the mirror image has all bits inverted
       } else {
         real2 index = real2(0.0);
-        [[unroll]] for (uint t = 0; t < 2 * half_count - 1; ++t) {
+        [[unroll]] for (uint t = 0; t + 1 < 2 * half_count; ++t) {
           index += clamp((pairs[k] - constant(edges[at + t])) * real2(STEEP), real2(0.0), real2(1.0));
         }
         code = whole(index);
@@ -509,7 +516,7 @@ void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale
       scale_code = nearest_scale(scale_bits, first_scale);
       first_scale = kv_scale_value(scale_bits, scale_code);
     }
-    factor = first_scale > 0.0 ? min(1.0 / first_scale, 60000.0) : 0.0;  // finite in fp16
+    factor = first_scale > 0.0 ? min(1.0 / first_scale, 50000.0) : 0.0;  // a finite fp16, over any candidate too
   }
   if (scale_kind == SCALE_SEARCHED) {
     const float inverse = factor;

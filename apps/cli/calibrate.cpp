@@ -33,7 +33,6 @@ void print(const KvStatistics& statistics, const std::string& output) {
 }
 
 void run(const Options& o) {
-  o.common.check_writable({o.output});
   FastaReader input(o.input);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   std::vector<std::vector<int32_t>> sequences;
@@ -61,6 +60,7 @@ void add_calibrate(CLI::App& app) {
   command->add_option("input", o->input, "FASTA file, gzip too (-: standard input)")->required()->type_name("IN.fasta");
   command->add_option("-o,--output", o->output, "Result; model.kv.safetensors in the model's folder is found by itself")
       ->required()
+      ->check(check_output_file)
       ->type_name("OUT.kv.safetensors");
   command->add_option("--sequences", o->calibrate.sequences, "How many to use, drawn uniformly over length")
       ->capture_default_str();

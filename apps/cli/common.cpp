@@ -11,21 +11,6 @@
 #include "runtime/registry.h"
 
 namespace turboesm::cli {
-namespace {
-
-// Found out while the command line is read, not after the work.
-std::string check_json_file(const std::string& name) {
-  if (name == "-") return {};
-  std::error_code error;
-  if (std::filesystem::is_directory(name, error)) throw_error(ErrorKind::input, "{}: is a directory", name);
-  const std::filesystem::path probe = unique_sibling(name);
-  const bool writable = std::ofstream(probe, std::ios::binary).is_open();
-  std::filesystem::remove(probe, error);
-  if (!writable) throw_error(ErrorKind::input, "{}: cannot write in its folder", name);
-  return {};
-}
-
-}  // namespace
 
 void Common::add_model(CLI::App& app) {
   app.add_option("--model", model, "Hugging Face folder of an ESM-2 model (default: the small one that ships)")
@@ -47,7 +32,7 @@ void Common::add_dtype(CLI::App& app) {
 void Common::add_json(CLI::App& app) {
   app.add_option("--json", json, "Write the result as JSON to a file (-: standard output)")
       ->type_name("FILE")
-      ->check(check_json_file);
+      ->check(check_output_file);
 }
 
 void Common::add_quiet(CLI::App& app) { app.add_flag("-q,--quiet", quiet, "Say nothing but errors"); }
@@ -82,17 +67,15 @@ void Common::write_json(const nlohmann::json& value) const {
   write_text(json, value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-void Common::check_writable(std::initializer_list<std::string_view> files) const {
-  const auto check = [](std::string_view name) {
-    if (name.empty() || name == "-") return;
-    const std::filesystem::path aside = unique_sibling(name);
-    const bool opened = std::ofstream(aside, std::ios::binary).is_open();
-    std::error_code ignored;
-    std::filesystem::remove(aside, ignored);
-    if (!opened || std::filesystem::is_directory(name)) throw_error(ErrorKind::input, "{}: cannot be written", name);
-  };
-  check(json);
-  for (const std::string_view name : files) check(name);
+std::string check_output_file(const std::string& name) {
+  if (name == "-") return {};
+  std::error_code error;
+  if (std::filesystem::is_directory(name, error)) throw_error(ErrorKind::input, "{}: is a directory", name);
+  const std::filesystem::path probe = unique_sibling(name);
+  const bool writable = std::ofstream(probe, std::ios::binary).is_open();
+  std::filesystem::remove(probe, error);
+  if (!writable) throw_error(ErrorKind::input, "{}: cannot write in its folder", name);
+  return {};
 }
 
 void write_text(const std::string& name, const std::string& text) {

@@ -1,10 +1,8 @@
 #pragma once
 
 #include <filesystem>
-#include <initializer_list>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -42,11 +40,13 @@ struct Common {
   std::unique_ptr<Device> open() const;
   // Writes to the file (or standard output); nothing when --json was not given.
   void write_json(const nlohmann::json& json) const;
-  // Throws what writing would, before any work is done: for --json and these files (empty and "-" are fine).
-  void check_writable(std::initializer_list<std::string_view> files) const;
   // True when standard output belongs to the JSON.
   bool json_on_stdout() const { return json == "-"; }
 };
+
+// For CLI11's check() of an option that names a file to write: throws what writing would, while the command line is
+// read and not after the work. "-" is fine.
+std::string check_output_file(const std::string& name);
 
 // Writes to standard output ("-") or to a file: aside first, then under its name.
 void write_text(const std::string& name, const std::string& text);

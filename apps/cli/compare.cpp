@@ -88,7 +88,6 @@ void print(const std::vector<KvQuality>& qualities, size_t proteins) {
 }
 
 void run(Options& o) {
-  o.common.check_writable({o.plot});
   const std::vector<KvPreset> presets = presets_of(o);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   std::vector<CompareRecord> records = records_of(o, checkpoint);
@@ -125,7 +124,9 @@ void add_compare(CLI::App& app) {
       ->type_name("LIST");
   command->add_option("--max-proteins", o->max_proteins, "Use the first N only (default: all)")->type_name("N");
   command->add_option("--batch", o->compare.sequences, "Proteins decoded at once")->capture_default_str();
-  command->add_option("--plot", o->plot, "Draw KL against bits a value")->type_name("FILE.svg");
+  command->add_option("--plot", o->plot, "Draw KL against bits a value")
+      ->check(check_output_file)
+      ->type_name("FILE.svg");
   o->kv.add_calibration(*command);
   o->common.add_model(*command);
   o->common.add_device(*command);

@@ -78,7 +78,6 @@ nlohmann::json to_json(const Options& o, const GenerateReport& report, const Dev
 }
 
 void run(Options& o) {
-  o.common.check_writable({o.output});
   const KvPreset preset = parse_kv_preset(o.preset);
   const Tokenizer::Encoded prompt = Tokenizer::esm2().encode(o.prompt, "--prompt");
   o.generate.prompt.assign(prompt.ids.begin() + 1, prompt.ids.end() - 1);
@@ -113,7 +112,9 @@ void run(Options& o) {
 void add_generate(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Generate proteins residue by residue on a quantized KV cache");
-  command->add_option("-o,--output", o->output, "FASTA file (-: standard output)")->capture_default_str();
+  command->add_option("-o,--output", o->output, "FASTA file (-: standard output)")
+      ->check(check_output_file)
+      ->capture_default_str();
   command->add_option("--prompt", o->prompt, "Residues to go on from (default: none)")->type_name("SEQ");
   command->add_option("--length", o->generate.length, "Most residues of a protein, the prompt's counted")
       ->capture_default_str();

@@ -46,12 +46,13 @@ uint32_t kv_splits(const KvAttention& a, const KvTile& tile, const Traits& trait
       std::max<uint64_t>(std::min({wanted, uint64_t(a.capacity / kFewestTokens), room, uint64_t(tile.threads)}), 1));
 }
 
-// kv_append_many.comp: see there.
+// UNIT and THREADS of kv_append_many.comp.
 constexpr uint32_t kUnit = 32, kManyThreads = 128;
 
 bool takes_many(const KvSide& side, const KvSideTensors& t, uint32_t head_dim) {
   const bool scale =
-      side.scale == KvScale::none || (side.gaussian && side.scale != KvScale::absmax);  // and only those are searched
+      side.scale == KvScale::none ||
+      (side.gaussian && side.scale != KvScale::absmax);  // scaled codes of other codebooks it cannot find
   const bool codes = side.has_codebook() && !side.qjl && scale;
   const bool copy = side.bits[0] == 16 && !t.mean && !t.position_mean && !t.transform;
   return (codes || copy) && head_dim / side.segments % kUnit == 0;

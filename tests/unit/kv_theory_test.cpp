@@ -331,7 +331,7 @@ TEST_CASE("each step of the codec makes scores and outputs better on keys like a
   CHECK(of("turbo-s").out < of("wht3").out);
   CHECK(of("turbo-l").score < of("turbo-s").score);
   CHECK(of("turbo-s").score < of("turbo-xs").score);
-  // More bits for the half of the channels that matters more, at the same number of bits.
+  // More bits for the half of the channels that matters more, with as many bits in codes.
   CHECK(of("turbo-s").score < of("k3,v3,pre,balanced,search,s8").score);
   CHECK(of("turbo-s").out < of("k3,v3,pre,balanced,search,s8").out);
   CHECK(of("turboesm").score < of("turboesm-nosign").score);
