@@ -30,14 +30,12 @@
 #extension GL_EXT_control_flow_attributes : require
 #ifdef MATRIX
 #include "coopmat.glsl"
-#define real float16_t
 #define real2 f16vec2
 const float STEEP = 4096.0;  // see above(); times the largest x it is still finite
 #else
 #include "dtype.glsl"
 layout(local_size_x_id = 1) in;
 layout(constant_id = 1) const uint THREADS = 128;
-#define real float
 #define real2 vec2
 const float STEEP = 1048576.0;
 #endif

@@ -67,11 +67,7 @@ void add_calibrate(CLI::App& app) {
   command->add_option("--max-length", o->calibrate.max_length, "Longest sequence to use, in tokens")
       ->capture_default_str();
   command->add_option("--seed", o->calibrate.seed, "Of the choice of sequences and of k-means")->capture_default_str();
-  o->common.add_model(*command);
-  o->common.add_device(*command);
-  o->common.add_dtype(*command);
-  o->common.add_json(*command);
-  o->common.add_quiet(*command);
+  o->common.add_usual(*command);
   command->callback([o] { run(*o); });
 }
 

@@ -41,6 +41,14 @@ void Common::add_profile(CLI::App& app) {
   app.add_flag("--profile", profile, "Time every operation on the device and print a table");
 }
 
+void Common::add_usual(CLI::App& app) {
+  add_model(app);
+  add_device(app);
+  add_dtype(app);
+  add_json(app);
+  add_quiet(app);
+}
+
 std::filesystem::path Common::model_directory() const {
   if (!model.empty()) return model;
   return executable_path().parent_path().parent_path() / "share" / "turboesm" / "models" / "swissprot_t8_14M";

@@ -31,6 +31,7 @@ struct Common {
   void add_json(CLI::App& app);
   void add_quiet(CLI::App& app);
   void add_profile(CLI::App& app);
+  void add_usual(CLI::App& app);  // all of the above but --profile
 
   std::filesystem::path model_directory() const;
   DType parsed_dtype() const;

@@ -128,11 +128,7 @@ void add_compare(CLI::App& app) {
       ->check(check_output_file)
       ->type_name("FILE.svg");
   o->kv.add_calibration(*command);
-  o->common.add_model(*command);
-  o->common.add_device(*command);
-  o->common.add_dtype(*command);
-  o->common.add_json(*command);
-  o->common.add_quiet(*command);
+  o->common.add_usual(*command);
   command->callback([o] { run(*o); });
 }
 

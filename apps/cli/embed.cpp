@@ -162,11 +162,7 @@ void add_embed(CLI::App& app) {
       ->check(CLI::IsMember({"truncate", "skip"}))
       ->capture_default_str();
   command->add_option("--max-tokens", o->embed.max_tokens, "Tokens of one batch (default: by device)")->type_name("N");
-  o->common.add_model(*command);
-  o->common.add_device(*command);
-  o->common.add_dtype(*command);
-  o->common.add_json(*command);
-  o->common.add_quiet(*command);
+  o->common.add_usual(*command);
   o->common.add_profile(*command);
   command->callback([o] { run(*o); });
 }

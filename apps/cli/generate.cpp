@@ -128,11 +128,7 @@ void add_generate(CLI::App& app) {
   command->add_flag("--no-pseudo-perplexity", o->no_pseudo_perplexity,
                     "Leave out the pseudo-perplexity, which takes a full forward pass for every residue");
   o->kv.add_calibration(*command);
-  o->common.add_model(*command);
-  o->common.add_device(*command);
-  o->common.add_dtype(*command);
-  o->common.add_json(*command);
-  o->common.add_quiet(*command);
+  o->common.add_usual(*command);
   command->callback([o] { run(*o); });
 }
 

@@ -91,11 +91,7 @@ void add_plan(CLI::App& app) {
       ->check(CLI::IsMember({"mean", "residues", "logits", "bos", "contacts"}));
   command->add_option("--kv", o->kv, "Also a KV cache of this preset for these sequences, and decoding on it")
       ->type_name("PRESET");
-  o->common.add_model(*command);
-  o->common.add_device(*command);
-  o->common.add_dtype(*command);
-  o->common.add_json(*command);
-  o->common.add_quiet(*command);
+  o->common.add_usual(*command);
   command->callback([o] { run(*o); });
 }
 

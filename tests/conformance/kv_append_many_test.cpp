@@ -79,33 +79,13 @@ ManyTokens make_tokens(Rng& rng, const KvFormat& format, uint32_t heads, uint32_
 
 // The cache after the append.
 std::vector<int32_t> append(Device& device, const ManyTokens& data) {
-  const auto buffer = device.allocate(
-      (64ull << 10) + 64 * (data.k.values.size() + data.cache.size() + data.k.transform.size()), MemoryLabel::kv);
-  uint64_t end = 0;
-  const auto place = [&](DType dtype, uint64_t count) {
-    const Tensor tensor{buffer.get(), end, count, dtype};
-    end = (end + tensor.bytes() + 255) / 256 * 256;
-    REQUIRE(end <= buffer->size());
-    return tensor;
-  };
-  const auto upload = [&](const std::vector<float>& values) {
-    if (values.empty()) return Tensor{};
-    const Tensor tensor = place(DType::f32, values.size());
-    device.upload<float>(tensor, values);
-    return tensor;
-  };
-  const auto upload_f16 = [&](const std::vector<float>& values) {
-    std::vector<uint16_t> narrow;
-    for (const float value : values) narrow.push_back(f16_from_f32(value));
-    const Tensor tensor = place(DType::f16, values.size());
-    device.upload<uint16_t>(tensor, narrow);
-    return tensor;
-  };
+  DeviceOperands operands(device,
+                          (64ull << 10) + 64 * (data.k.values.size() + data.cache.size() + data.k.transform.size()));
   const auto upload_side = [&](const ManyTokens::Side& side) {
-    return KvSideTensors{.mean = upload(side.mean),
-                         .position_mean = upload(side.position_mean),
-                         .transform = upload(side.transform),
-                         .codebook = upload(side.codebook),
+    return KvSideTensors{.mean = operands.upload(side.mean),
+                         .position_mean = operands.upload(side.position_mean),
+                         .transform = operands.upload(side.transform),
+                         .codebook = operands.upload(side.codebook),
                          .projection = {}};
   };
   std::vector<int32_t> rows;
@@ -116,15 +96,13 @@ std::vector<int32_t> append(Device& device, const ManyTokens& data) {
     longest = std::max(longest, append.count);
   }
   KvAppend a;
-  a.k = upload_f16(data.k.values);
-  a.v = upload_f16(data.v.values);
-  a.appends = place(DType::i32, rows.size());
-  device.upload<int32_t>(a.appends, rows);
-  a.table = upload(rope_table(data.table_rows, data.head_dim));
+  a.k = operands.upload_f16(data.k.values);
+  a.v = operands.upload_f16(data.v.values);
+  a.appends = operands.upload(rows);
+  a.table = operands.upload(rope_table(data.table_rows, data.head_dim));
   a.k_side = upload_side(data.k);
   a.v_side = upload_side(data.v);
-  a.cache = place(DType::i32, data.cache.size());
-  device.upload<int32_t>(a.cache, data.cache);
+  a.cache = operands.upload(data.cache);
   a.format = data.format;
   a.tokens = data.tokens, a.sequences = data.sequences(), a.heads = data.heads, a.head_dim = data.head_dim;
   a.capacity = data.capacity, a.table_rows = data.table_rows, a.max_count = longest;
@@ -244,10 +222,10 @@ TEST_CASE("kv_append of many f16 tokens is as near as the oracle's", "[conforman
       {copied, coded({4, 0}, searched, 8)},
       {coded({3, 0}, norm, 16), copied},
   };
-  const auto device_kind = [](const Device& device) { return device.info().kind; };
   for (const bool matrix_cores : {true, false}) {
     const auto device = open_device_under_test(matrix_cores);
-    const bool on_cpu = device_kind(*device) == DeviceKind::cpu;
+    const DeviceKind kind = device->info().kind;
+    const bool on_cpu = kind == DeviceKind::cpu;
     Rng rng(61);
     bool any_differ = false;
     const auto check = [&](const KvFormat& format, uint32_t heads, uint32_t head_dim,
@@ -273,7 +251,7 @@ TEST_CASE("kv_append of many f16 tokens is as near as the oracle's", "[conforman
     // With many heads a workgroup walks along several blocks of several sequences, an empty one among them.
     check(formats[0], 24, 64, {{5, 200}, {64, 0}, {64, 64}, {32, 70}}, true);
     CHECK(any_differ != on_cpu);  // else it was not this way that was checked
-    if (on_cpu || device_kind(*device) == DeviceKind::software_gpu) break;
+    if (on_cpu || kind == DeviceKind::software_gpu) break;
   }
 }
 

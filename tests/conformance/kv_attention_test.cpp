@@ -224,32 +224,16 @@ TEST_CASE("attention over an exact cache is attention", "[conformance]") {
     turn_back[at] = 0.4f, turn_back[across] = -0.5f * sine;
   }
 
-  const auto buffer = device->allocate(1 << 20, MemoryLabel::kv);
-  uint64_t end = 0;
-  const auto place = [&](DType dtype, uint64_t count) {
-    const Tensor tensor{buffer.get(), end, count, dtype};
-    end = (end + tensor.bytes() + 255) / 256 * 256;
-    return tensor;
-  };
-  const auto upload = [&](const std::vector<float>& values) {
-    const Tensor tensor = place(DType::f32, values.size());
-    device->upload<float>(tensor, values);
-    return tensor;
-  };
-  const auto upload_integers = [&](const std::vector<int32_t>& values) {
-    const Tensor tensor = place(DType::i32, values.size());
-    device->upload<int32_t>(tensor, values);
-    return tensor;
-  };
+  DeviceOperands operands(*device, 1 << 20);
   const KvFormat format{.k = {.bits = {32, 0}}, .v = {.bits = {32, 0}}};
   const KvAppend append{
-      .k = upload(k),
-      .v = upload(v),
-      .appends = upload_integers({0, 0, int32_t(kTokens)}),
-      .table = upload(table),
-      .k_side = {upload(mean), upload(position_mean), upload(turn), {}, {}},
-      .v_side = {upload(mean), {}, upload(turn), {}, {}},
-      .cache = place(DType::i32, uint64_t(kHeads) * (kCapacity / KV_BLOCK) * format.block_words(kHeadDim)),
+      .k = operands.upload(k),
+      .v = operands.upload(v),
+      .appends = operands.upload(std::vector<int32_t>{0, 0, int32_t(kTokens)}),
+      .table = operands.upload(table),
+      .k_side = {operands.upload(mean), operands.upload(position_mean), operands.upload(turn), {}, {}},
+      .v_side = {operands.upload(mean), {}, operands.upload(turn), {}, {}},
+      .cache = operands.place(DType::i32, uint64_t(kHeads) * (kCapacity / KV_BLOCK) * format.block_words(kHeadDim)),
       .format = format,
       .tokens = kTokens,
       .sequences = 1,
@@ -258,13 +242,13 @@ TEST_CASE("attention over an exact cache is attention", "[conformance]") {
       .capacity = kCapacity,
       .table_rows = kCapacity,
       .max_count = kTokens};
-  const KvQuery query{.q = upload(q),
-                      .transform = upload(half_turn),
+  const KvQuery query{.q = operands.upload(q),
+                      .transform = operands.upload(half_turn),
                       .projection = {},
-                      .position_mean = upload(position_mean),
-                      .out = place(DType::f32, kWidth),
+                      .position_mean = operands.upload(position_mean),
+                      .out = operands.place(DType::f32, kWidth),
                       .projected = {},
-                      .position = place(DType::f32, kWidth),
+                      .position = operands.place(DType::f32, kWidth),
                       .rows = 1,
                       .heads = kHeads,
                       .head_dim = kHeadDim};
@@ -273,7 +257,7 @@ TEST_CASE("attention over an exact cache is attention", "[conformance]") {
                     .weight = append.table,
                     .bias = {},
                     .residual = {},
-                    .y = place(DType::f32, uint64_t(kHeads) * kCapacity),
+                    .y = operands.place(DType::f32, uint64_t(kHeads) * kCapacity),
                     .rows = kHeads,
                     .inputs = kHeadDim,
                     .outputs = kCapacity};
@@ -281,18 +265,17 @@ TEST_CASE("attention over an exact cache is attention", "[conformance]") {
                               .projected = {},
                               .bias = bias.y,
                               .cache = append.cache,
-                              .lengths = upload_integers({int32_t(kTokens)}),
+                              .lengths = operands.upload(std::vector<int32_t>{int32_t(kTokens)}),
                               .k_codebook = {},
                               .v_codebook = {},
-                              .transform = upload(turn_back),
+                              .transform = operands.upload(turn_back),
                               .mean = append.v_side.mean,
-                              .out = place(DType::f32, kWidth),
+                              .out = operands.place(DType::f32, kWidth),
                               .format = format,
                               .sequences = 1,
                               .heads = kHeads,
                               .head_dim = kHeadDim,
                               .capacity = kCapacity};
-  REQUIRE(end <= buffer->size());
   device->run(std::vector<Operation>{append, query, bias, attention});
   std::vector<float> out(kWidth);
   device->download<float>(attention.out, out);

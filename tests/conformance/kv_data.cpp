@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <catch2/catch_test_macros.hpp>
 
+#include "runtime/dtype.h"
 #include "runtime/error.h"
 
 namespace turboesm::conformance {
@@ -117,6 +118,34 @@ std::vector<int32_t> random_words(Rng& rng, uint64_t count) {
   std::vector<int32_t> words(count);
   for (int32_t& word : words) word = int32_t(rng.next());
   return words;
+}
+
+Tensor DeviceOperands::place(DType dtype, uint64_t count) {
+  const Tensor tensor{buffer_.get(), end_, count, dtype};
+  end_ = (end_ + tensor.bytes() + 255) / 256 * 256;
+  REQUIRE(end_ <= buffer_->size());
+  return tensor;
+}
+
+Tensor DeviceOperands::upload(std::span<const float> values) {
+  if (values.empty()) return {};
+  const Tensor tensor = place(DType::f32, values.size());
+  device_.upload<float>(tensor, values);
+  return tensor;
+}
+
+Tensor DeviceOperands::upload(std::span<const int32_t> values) {
+  const Tensor tensor = place(DType::i32, values.size());
+  device_.upload<int32_t>(tensor, values);
+  return tensor;
+}
+
+Tensor DeviceOperands::upload_f16(std::span<const float> values) {
+  std::vector<uint16_t> narrow;
+  for (const float value : values) narrow.push_back(f16_from_f32(value));
+  const Tensor tensor = place(DType::f16, values.size());
+  device_.upload<uint16_t>(tensor, narrow);
+  return tensor;
 }
 
 }  // namespace turboesm::conformance

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,5 +38,21 @@ std::vector<float> random_codebook(Rng& rng, const KvSide& side, uint32_t heads)
 std::vector<float> random_matrices(Rng& rng, uint32_t count, uint32_t head_dim);
 
 std::vector<int32_t> random_words(Rng& rng, uint64_t count);
+
+// Operands of a test that records its operations itself, side by side in one buffer.
+class DeviceOperands {
+ public:
+  DeviceOperands(Device& device, uint64_t bytes) : device_(device), buffer_(device.allocate(bytes, MemoryLabel::kv)) {}
+
+  Tensor place(DType dtype, uint64_t count);     // fails the test when the buffer is full
+  Tensor upload(std::span<const float> values);  // f32; an empty tensor for no values
+  Tensor upload(std::span<const int32_t> values);
+  Tensor upload_f16(std::span<const float> values);  // rounded
+
+ private:
+  Device& device_;
+  std::unique_ptr<Buffer> buffer_;
+  uint64_t end_ = 0;
+};
 
 }  // namespace turboesm::conformance
