@@ -9,7 +9,7 @@ install(DIRECTORY model/pretrained/ DESTINATION ${CMAKE_INSTALL_DATADIR}/turboes
 foreach(folder IN ITEMS runtime model)
   install(DIRECTORY ${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboesm/${folder}
           FILES_MATCHING PATTERN "*.h"
-          PATTERN pretrained EXCLUDE PATTERN training EXCLUDE PATTERN cpu EXCLUDE PATTERN vulkan EXCLUDE)
+          PATTERN pretrained EXCLUDE PATTERN training EXCLUDE PATTERN cpu EXCLUDE PATTERN vulkan EXCLUDE PATTERN cuda EXCLUDE)
 endforeach()
 # Shared with the shaders: runtime/kv_operations.h includes one.
 install(FILES shaders/include/kv_layout.h shaders/include/kv_scale.h

@@ -140,7 +140,8 @@ struct KvQuery {
 //   score = s_k (q . y^_k) + sqrt(pi / 2) / d x r (projected . sigma) + bias
 //   out   = transform (sum_j p_j s_v y^_v / sum_j p_j) + mean
 // Row b x queries + i is query i of sequence b; it sees tokens 0 .. lengths[b] of its sequence. A sequence of length 0
-// gives zeros.
+// gives zeros. Where out is a 16-bit type, a back end may round y^ to 8 bits of the largest centroid, and q and the
+// weights p s to 16 bits of the largest of a block, so that int8 matrix cores can multiply them.
 struct KvAttention {
   static constexpr std::string_view kName = "kv_attention";
   Tensor q;           // [sequences x queries, heads, head_dim] f32, KvQuery's out

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <filesystem>
 #include <span>
+#include <string>
+#include <string_view>
 
 // Everything that differs between operating systems. platform_posix.cpp (Linux, macOS) and platform_windows.cpp
 // implement it; no other file calls the operating system directly.
@@ -29,6 +31,22 @@ class MappedFile {
  private:
   std::span<const std::byte> bytes_;
 };
+
+// A shared library, open from open() until the program ends: what it registered with the system cannot be taken back.
+class SharedLibrary {
+ public:
+  // `problem` gets what the system says when it cannot be loaded.
+  static SharedLibrary open(const std::filesystem::path& path, std::string& problem);
+
+  explicit operator bool() const { return handle_ != nullptr; }
+  void* symbol(const char* name) const;  // null: it has none of that name
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// "libNAME.so" as this system spells it.
+std::string shared_library_name(std::string_view name);
 
 // std::fopen for bytes as they are ("rb", "wb", ...) and any path; null with errno set when it fails.
 std::FILE* open_file(const std::filesystem::path& path, const char* mode);

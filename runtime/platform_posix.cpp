@@ -1,6 +1,7 @@
 // Linux and macOS.
 #include "runtime/platform.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pwd.h>
 #include <sys/ioctl.h>
@@ -80,6 +81,23 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() { unmap(bytes_); }
+
+SharedLibrary SharedLibrary::open(const fs::path& path, std::string& problem) {
+  SharedLibrary library;
+  library.handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library.handle_) problem = ::dlerror();
+  return library;
+}
+
+void* SharedLibrary::symbol(const char* name) const { return ::dlsym(handle_, name); }
+
+std::string shared_library_name(std::string_view name) {
+#ifdef __APPLE__
+  return fmt::format("lib{}.dylib", name);
+#else
+  return fmt::format("lib{}.so", name);
+#endif
+}
 
 std::FILE* open_file(const fs::path& path, const char* mode) { return std::fopen(path.c_str(), mode); }
 

@@ -62,6 +62,19 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::UnmapViewOfFile(bytes_.data());
 }
 
+SharedLibrary SharedLibrary::open(const fs::path& path, std::string& problem) {
+  SharedLibrary library;
+  library.handle_ = ::LoadLibraryW(path.c_str());
+  if (!library.handle_) problem = fmt::format("{}: {}", path.string(), last_error());
+  return library;
+}
+
+void* SharedLibrary::symbol(const char* name) const {
+  return reinterpret_cast<void*>(::GetProcAddress(static_cast<HMODULE>(handle_), name));
+}
+
+std::string shared_library_name(std::string_view name) { return fmt::format("{}.dll", name); }
+
 std::FILE* open_file(const fs::path& path, const char* mode) { return ::_wfopen(path.c_str(), fs::path(mode).c_str()); }
 
 std::FILE* binary_stdin() {

@@ -11,6 +11,11 @@
 #include "runtime/registry.h"
 
 namespace turboesm::cli {
+namespace {
+
+constexpr const char* kTf32 = "tf32";
+
+}  // namespace
 
 void Common::add_model(CLI::App& app) {
   app.add_option("--model", model, "Hugging Face folder of an ESM-2 model (default: the small one that ships)")
@@ -18,15 +23,19 @@ void Common::add_model(CLI::App& app) {
 }
 
 void Common::add_device(CLI::App& app) {
-  app.add_option("--device", device, "auto, cpu, vulkan or vulkan:N")->capture_default_str()->type_name("SPEC");
+  app.add_option("--device", device, "auto, cpu, vulkan or cuda, the latter also as vulkan:N, cuda:N")
+      ->capture_default_str()
+      ->type_name("SPEC");
   app.add_option("--threads", threads, "Threads of the CPU back end (default: one a core)")->type_name("N");
   app.add_flag("--no-matrix-cores", plain_kernels, "Use the plain kernels even where the device has matrix cores");
 }
 
 void Common::add_dtype(CLI::App& app) {
-  app.add_option("--dtype", dtype, "Type of weights and activations on the device: f32, f16 or bf16")
+  app.add_option("--dtype", dtype,
+                 "Type of weights and activations on the device: f32, f16 or bf16; tf32: f32 with "
+                 "products in NVIDIA's TF32 (CUDA only)")
       ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+      ->check(CLI::IsMember({"f32", "f16", "bf16", kTf32}));
 }
 
 void Common::add_json(CLI::App& app) {
@@ -54,7 +63,7 @@ std::filesystem::path Common::model_directory() const {
   return executable_path().parent_path().parent_path() / "share" / "turboesm" / "models" / "swissprot_t8_14M";
 }
 
-DType Common::parsed_dtype() const { return *parse_dtype(dtype); }
+DType Common::parsed_dtype() const { return dtype == kTf32 ? DType::f32 : *parse_dtype(dtype); }
 
 Esm2Config Common::config_of(const std::string& size) const {
   return size.empty() ? load_config(model_directory() / "config.json") : official_config(size);
@@ -63,9 +72,13 @@ Esm2Config Common::config_of(const std::string& size) const {
 std::unique_ptr<Device> Common::open() const {
   DeviceOptions options;
   options.matrix_cores = !plain_kernels;
+  options.tf32 = dtype == kTf32;
   options.threads = threads;
   options.cache_dir = user_cache_dir();
   OpenedDevice opened = open_device(device, options);
+  if (options.tf32 && !opened.device->info().spec.starts_with("cuda"))
+    throw_error(ErrorKind::usage, "--dtype {}: {} does not have it, only CUDA devices do", kTf32,
+                opened.device->info().spec);
   if (!quiet) note(opened.explanation);
   return std::move(opened.device);
 }

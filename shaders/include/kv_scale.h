@@ -11,8 +11,13 @@
 
 #ifdef __cplusplus
 namespace turboesm {
+#if defined(__CUDACC__)  // whose device code may not call std::bit_cast
+#define KV_FLOAT(bits) __builtin_bit_cast(float, kv_uint(bits))
+#define KV_BITS(value) __builtin_bit_cast(kv_uint, float(value))
+#else
 #define KV_FLOAT(bits) std::bit_cast<float>(kv_uint(bits))
 #define KV_BITS(value) std::bit_cast<kv_uint>(float(value))
+#endif
 #define KV_PRECISE
 #else
 #define KV_FLOAT(bits) uintBitsToFloat(bits)

@@ -91,7 +91,7 @@ void read_into(std::string& text, int& fd) {
 }  // namespace
 
 Process::Process(const std::vector<std::string>& arguments, const ProcessOptions& options) {
-  std::vector<std::string> words{test_options().turboesm_binary};
+  std::vector<std::string> words{options.program.empty() ? test_options().turboesm_binary : options.program};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

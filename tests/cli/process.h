@@ -12,6 +12,7 @@
 namespace turboesm::test {
 
 struct ProcessOptions {
+  std::string program{};                   // instead of test_options().turboesm_binary
   std::string input{};                     // on standard input, which is a pipe; at most 16 KiB
   std::optional<uint64_t> memory_bytes{};  // most address space that it may take
   std::optional<uint64_t> file_bytes{};    // longest file that it may write: what is beyond fails, as on a full disk
@@ -23,7 +24,7 @@ struct ProcessResult {
   std::string out, err;
 };
 
-// test_options().turboesm_binary with these arguments; it is started without a shell and ended by SIGALRM after two
+// The program with these arguments; it is started without a shell and ended by SIGALRM after two
 // minutes. The object takes the process with it.
 class Process {
  public:

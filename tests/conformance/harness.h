@@ -68,6 +68,10 @@ class Harness {
   Rng& rng() { return rng_; }
   // Whether products of this type run on matrix units, which sum and round in their own way.
   bool on_matrix_cores(DType dtype) const { return matrix_cores_ & (1u << uint32_t(dtype)); }
+  // Whether attention over a cache with results of this type may round its centroids to 8 bits (KvAttention).
+  bool rounds_centroids(DType out) const {
+    return out != DType::f32 && on_matrix_cores(out) && device_->info().spec.starts_with("cuda");
+  }
   // Whether it is a GPU proper, to which larger cases can be put.
   bool on_gpu() const {
     const DeviceKind kind = device_->info().kind;

@@ -226,6 +226,7 @@ TEST_CASE("kv_append of many f16 tokens is as near as the oracle's", "[conforman
     const auto device = open_device_under_test(matrix_cores);
     const DeviceKind kind = device->info().kind;
     const bool on_cpu = kind == DeviceKind::cpu;
+    const bool is_exact = on_cpu || device->info().spec.starts_with("cuda");
     Rng rng(61);
     bool any_differ = false;
     const auto check = [&](const KvFormat& format, uint32_t heads, uint32_t head_dim,
@@ -250,7 +251,7 @@ TEST_CASE("kv_append of many f16 tokens is as near as the oracle's", "[conforman
       }
     // With many heads a workgroup walks along several blocks of several sequences, an empty one among them.
     check(formats[0], 24, 64, {{5, 200}, {64, 0}, {64, 64}, {32, 70}}, true);
-    CHECK(any_differ != on_cpu);  // else it was not this way that was checked
+    CHECK(any_differ != is_exact);  // else it was not the fast way that was checked
     if (on_cpu || kind == DeviceKind::software_gpu) break;
   }
 }

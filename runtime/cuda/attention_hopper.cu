@@ -1,0 +1,540 @@
+// Bidirectional attention inside each packed sequence, for each head: out = softmax(q k^T) v, with Hopper's wgmma and
+// bulk tensor copies, in the manner of FlashAttention-3 (Shah et al. 2024).
+//
+//   q, k, v [tokens, heads, head_dim] f16 or bf16, cu_seqlens [sequences + 1] i32 -> out [tokens, heads, head_dim] any
+//   head_dim is 64 or 128; q is already scaled
+//
+// A block takes 64 x kConsumers queries of one head and sequence (grid: query tiles, heads, sequences), 64 for each of
+// its warpgroups, and walks over tiles of kKeys keys and values, of which kStages are in shared memory or on their way
+// there. The warp that is the last to leave a tile starts the copies that refill its stage; so no warp but copies, and
+// none waits for another to leave. A warpgroup starts the scores of the next tile, S = Q K^T, and the products of this
+// one, O += P V, and computes the weights of the next while the latter run. The weights stay in registers: the
+// accumulator of S, rounded to 16 bits, is the left operand of P V. The sum of a row's weights is that of the values
+// before they were rounded: the roundings are unbiased.
+//
+// Accumulator of wgmma.m64nNk16, of warp w of its warpgroup with g = lane / 4 and t = lane % 4 (PTX ISA, "Register
+// Fragments for wgmma.mma_async.m64nNk16"): d[4 n + i] is row 16 w + g + 8 (i / 2), column 8 n + 2 t + i % 2. The left
+// operand's registers a0 .. a3 hold columns 16 k + 2 t + {0, 1}, of rows g and g + 8, and then columns 8 further: what
+// d[8 k ..] are of the scores.
+//
+// Tiles in shared memory are panels [rows][64] of 128-byte rows, in which bulk copies swizzle the groups of 16 bytes.
+// Queries and keys are operands that run along the summed dimension ("K-major"), values such that run across it
+// ("MN-major"); both are groups of 8 rows, 1024 bytes apart.
+//
+// A tile may reach beyond the end of its sequence, into rows of the next or, where there is none, zeros. Scores there
+// are masked; values there are set to 0, because 0 x NaN is not 0.
+#include <cstdint>
+
+#include <cuda.h>
+
+#include "runtime/cuda/attention.cuh"
+
+namespace turboesm::cuda {
+namespace {
+
+constexpr uint32_t kRows = 64;            // queries of a warpgroup
+constexpr uint32_t kWarpgroup = 128;      // threads
+constexpr uint32_t kPanel = 64;           // elements of a panel's row: 128 bytes
+constexpr uint32_t kSwizzleBytes = 1024;  // after which the pattern repeats; panels begin at multiples of it
+
+template <uint32_t dim, uint32_t consumers, uint32_t keys, uint32_t stages, uint32_t blocks>
+struct Tiling {
+  static constexpr uint32_t kDim = dim, kConsumers = consumers, kKeys = keys, kStages = stages;
+  static constexpr uint32_t kBlocks = blocks;  // of a multiprocessor
+  static constexpr uint32_t kThreads = kConsumers * kWarpgroup;
+  static constexpr uint32_t kQueries = kConsumers * kRows;  // of a block
+  static constexpr uint32_t kPanels = kDim / kPanel;
+  static constexpr uint32_t kQueryBytes = kRows * kPanels * 128;  // of a warpgroup's queries
+  static constexpr uint32_t kTileBytes = kKeys * kPanels * 128;   // of a tile of keys or values
+  static constexpr uint32_t kBarriers = 1 + 2 * kStages;
+  static constexpr uint32_t kSharedBytes =
+      kSwizzleBytes + kConsumers * kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers + 4 * kStages;
+  static_assert(kDim % kPanel == 0 && (kKeys == 64 || kKeys == 128) && kStages >= 3);
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+extern __shared__ uint8_t shared_memory[];
+
+// Shared memory is addressed by its own 32-bit addresses throughout.
+template <class Tile>
+struct Shared {
+  uint32_t base;
+  __device__ Shared() {
+    const uint32_t start = uint32_t(__cvta_generic_to_shared(shared_memory));
+    base = (start + kSwizzleBytes - 1) / kSwizzleBytes * kSwizzleBytes;
+  }
+  __device__ uint32_t queries(uint32_t consumer) const { return base + consumer * Tile::kQueryBytes; }
+  __device__ uint32_t keys(uint32_t stage) const { return queries(Tile::kConsumers) + stage * Tile::kTileBytes; }
+  __device__ uint32_t values(uint32_t stage) const { return keys(Tile::kStages + stage); }
+  __device__ uint32_t barrier(uint32_t index) const { return values(Tile::kStages) + 8 * index; }
+  __device__ uint32_t queries_full() const { return barrier(0); }
+  __device__ uint32_t keys_full(uint32_t stage) const { return barrier(1 + stage); }
+  __device__ uint32_t values_full(uint32_t stage) const { return barrier(1 + Tile::kStages + stage); }
+  __device__ uint32_t left(uint32_t stage) const { return barrier(Tile::kBarriers) + 4 * stage; }  // warps, a count
+};
+
+// ---- Barriers and copies --------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void initialise(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Arrives, and makes the phase wait for `bytes` of copies.
+__device__ __forceinline__ void expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Until the barrier's phase of this parity is complete; that before the first phase has parity 1 and is.
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+// What was at the address before.
+__device__ __forceinline__ uint32_t add_one(uint32_t address) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(address) : "memory");
+  return before;
+}
+__device__ __forceinline__ void store_word(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// One panel: 64 elements from `dim` on of each of the map's rows from `token` on.
+__device__ __forceinline__ void copy_panel(uint32_t to, const CUtensorMap& map, uint32_t dim, uint32_t head,
+                                           uint32_t token, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+      "[%5];" ::"r"(to),
+      "l"(&map), "r"(dim), "r"(head), "r"(token), "r"(barrier)
+      : "memory");
+}
+
+// ---- Products -------------------------------------------------------------------------------------------------------
+
+// What wgmma knows of an operand in shared memory: swizzled panels whose groups of 8 rows are 1024 bytes apart, and the
+// distance between panels (used where the operand runs across the sum and is wider than one).
+__device__ __forceinline__ uint64_t matrix(uint32_t address, uint32_t panel_bytes) {
+  constexpr uint64_t kSwizzle128 = 1;
+  return uint64_t(address / 16) | uint64_t(panel_bytes / 16) << 16 | uint64_t(1024 / 16) << 32 | kSwizzle128 << 62;
+}
+
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most `groups` groups of products run.
+template <int groups>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
+}
+// The compiler does not know that registers belong to running products: their uses must not move across this.
+template <uint32_t size>
+__device__ __forceinline__ void pin(float (&values)[size]) {
+#pragma unroll
+  for (uint32_t i = 0; i < size; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <uint32_t size>
+__device__ __forceinline__ void pin(uint32_t (&values)[size][4]) {
+#pragma unroll
+  for (uint32_t i = 0; i < 4 * size; ++i) asm volatile("" : "+r"(values[i / 4][i % 4])::"memory");
+}
+
+#define TURBOESM_8(d, i)                                                                                      \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define TURBOESM_32(d, i) TURBOESM_8(d, i), TURBOESM_8(d, i + 8), TURBOESM_8(d, i + 16), TURBOESM_8(d, i + 24)
+#define TURBOESM_NAMES_32                                                                                     \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+  "%23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TURBOESM_NAMES_64                                                                                            \
+  TURBOESM_NAMES_32                                                                                                  \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
+  "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// d = a b, or d += a b where `add` is not 0; a [64, 16] and b [columns, 16] in shared memory.
+#define TURBOESM_SHARED_64(TYPE)                                                                                \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE \
+               "." TYPE " {" TURBOESM_NAMES_32 "}, %32, %33, add, 1, 1, 0, 0;\n}\n"                             \
+               : TURBOESM_32(d, 0)                                                                              \
+               : "l"(a), "l"(b), "r"(add))
+#define TURBOESM_SHARED_128(TYPE)                                                                                \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE \
+               "." TYPE " {" TURBOESM_NAMES_64 "}, %64, %65, add, 1, 1, 0, 0;\n}\n"                              \
+               : TURBOESM_32(d, 0), TURBOESM_32(d, 32)                                                           \
+               : "l"(a), "l"(b), "r"(add))
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b, uint32_t add) {
+  if constexpr (std::is_same_v<T, __half>)
+    TURBOESM_SHARED_64("f16");
+  else
+    TURBOESM_SHARED_64("bf16");
+}
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, uint32_t add) {
+  if constexpr (std::is_same_v<T, __half>)
+    TURBOESM_SHARED_128("f16");
+  else
+    TURBOESM_SHARED_128("bf16");
+}
+
+// d += a b; a [64, 16] in registers, b [16, columns] in shared memory.
+#define TURBOESM_REGISTERS_64(TYPE)                                                                                    \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE \
+               " {" TURBOESM_NAMES_32 "}, {%32, %33, %34, %35}, %36, add, 1, 1, 1;\n}\n"                               \
+               : TURBOESM_32(d, 0)                                                                                     \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define TURBOESM_REGISTERS_128(TYPE)                                                                           \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE \
+               "." TYPE " {" TURBOESM_NAMES_64 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}\n"              \
+               : TURBOESM_32(d, 0), TURBOESM_32(d, 32)                                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>)
+    TURBOESM_REGISTERS_64("f16");
+  else
+    TURBOESM_REGISTERS_64("bf16");
+}
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>)
+    TURBOESM_REGISTERS_128("f16");
+  else
+    TURBOESM_REGISTERS_128("bf16");
+}
+#undef TURBOESM_8
+#undef TURBOESM_32
+#undef TURBOESM_NAMES_32
+#undef TURBOESM_NAMES_64
+#undef TURBOESM_SHARED_64
+#undef TURBOESM_SHARED_128
+#undef TURBOESM_REGISTERS_64
+#undef TURBOESM_REGISTERS_128
+
+// ---- Tiles ----------------------------------------------------------------------------------------------------------
+
+// What the copies of a sequence's head need to know.
+struct Source {
+  const CUtensorMap &k, &v;
+  uint32_t begin, length, consumers;  // first token, tokens; warpgroups that have a query
+};
+
+// Starts the copies of a tile's keys and values. One thread calls it.
+template <class Tile>
+__device__ __forceinline__ void copy_tile(const Shared<Tile>& shared, const Source& source, uint32_t tile,
+                                          uint32_t stage) {
+  const uint32_t token = source.begin + tile * Tile::kKeys;
+  expect(shared.keys_full(stage), Tile::kTileBytes);
+#pragma unroll
+  for (uint32_t panel = 0; panel < Tile::kPanels; ++panel)
+    copy_panel(shared.keys(stage) + panel * Tile::kKeys * 128, source.k, panel * kPanel, blockIdx.y, token,
+               shared.keys_full(stage));
+  expect(shared.values_full(stage), Tile::kTileBytes);
+#pragma unroll
+  for (uint32_t panel = 0; panel < Tile::kPanels; ++panel)
+    copy_panel(shared.values(stage) + panel * Tile::kKeys * 128, source.v, panel * kPanel, blockIdx.y, token,
+               shared.values_full(stage));
+}
+
+// This warp has used the tile in `stage`; the last warp to say so starts the copies of what follows there.
+template <class Tile>
+__device__ __forceinline__ void leave_tile(const Shared<Tile>& shared, const Source& source, uint32_t tile,
+                                           uint32_t stage) {
+  const uint32_t next = tile + Tile::kStages;
+  if (next * Tile::kKeys >= source.length || threadIdx.x % kWarp != 0) return;
+  if (add_one(shared.left(stage)) + 1 < source.consumers * (kWarpgroup / kWarp)) return;
+  store_word(shared.left(stage), 0);
+  copy_tile(shared, source, next, stage);
+}
+
+// Sets the values' rows from `keys` on to 0 in a stage that has been filled, by all warpgroups that have a query.
+template <class Tile>
+__device__ __forceinline__ void clear_values(const Shared<Tile>& shared, const Source& source, uint32_t stage,
+                                             uint32_t keys) {
+  const uint32_t chunks = (Tile::kKeys - keys) * 8;  // of 16 bytes, of a panel
+  const uint32_t threads = source.consumers * kWarpgroup;
+  for (uint32_t i = threadIdx.x; i < Tile::kPanels * chunks; i += threads) {
+    const uint32_t to = shared.values(stage) + (i / chunks * Tile::kKeys + keys) * 128 + i % chunks * 16;
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+// ---- The warpgroups that compute ------------------------------------------------------------------------------------
+
+// What a thread knows of its two rows, g and g + 8 of its warp.
+struct Rows {
+  float largest[2] = {minus_infinity(), minus_infinity()};  // score x log2 e
+  float weights[2] = {};                                    // their sum, over this lane's keys
+};
+
+// Starts scores = q k^T.
+template <class T, class Tile>
+__device__ __forceinline__ void start_scores(float (&scores)[Tile::kKeys / 2], uint32_t q, uint32_t k) {
+#pragma unroll
+  for (uint32_t step = 0; step < Tile::kDim / 16; ++step) {
+    const uint32_t panel = step / 4, within = step % 4 * 32;  // bytes
+    multiply<T>(scores, matrix(q + panel * kRows * 128 + within, 16),
+                matrix(k + panel * Tile::kKeys * 128 + within, 16), step);
+  }
+  end_products();
+}
+
+// Starts sum += p v.
+template <class T, class Tile>
+__device__ __forceinline__ void start_values(float (&sum)[Tile::kDim / 2], const uint32_t (&p)[Tile::kKeys / 16][4],
+                                             uint32_t v) {
+#pragma unroll
+  for (uint32_t step = 0; step < Tile::kKeys / 16; ++step)
+    multiply_add<T>(sum, p[step], matrix(v + step * 16 * 128, Tile::kKeys * 128));
+  end_products();
+}
+
+// Scores of keys from `keys` on become -infinity.
+template <uint32_t size>
+__device__ __forceinline__ void mask(float (&scores)[size], uint32_t keys) {
+#pragma unroll
+  for (uint32_t i = 0; i < size; ++i)
+    if (8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2 >= keys) scores[i] = minus_infinity();
+}
+
+// Turns scores into weights; what was summed before is to be multiplied by `correction`.
+template <uint32_t size>
+__device__ __forceinline__ void weigh(Rows& rows, float (&scores)[size], float (&correction)[2]) {
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    float largest = fmaxf(scores[2 * half], scores[2 * half + 1]);
+#pragma unroll
+    for (uint32_t i = 4 + 2 * half; i < size; i += 4) largest = fmaxf(largest, fmaxf(scores[i], scores[i + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    largest = fmaxf(rows.largest[half], largest * kLog2E);
+    correction[half] = power_of_two(rows.largest[half] - largest);
+    rows.largest[half] = largest;
+  }
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    float weights[2] = {rows.weights[half] * correction[half], 0};
+#pragma unroll
+    for (uint32_t i = 2 * half; i < size; i += 4) {
+#pragma unroll
+      for (uint32_t j = 0; j < 2; ++j) {
+        scores[i + j] = power_of_two(fmaf(scores[i + j], kLog2E, -rows.largest[half]));
+        weights[j] += scores[i + j];
+      }
+    }
+    rows.weights[half] = weights[0] + weights[1];
+  }
+}
+
+template <class T, uint32_t size>
+__device__ __forceinline__ void pack(uint32_t (&p)[size / 8][4], const float (&weights)[size]) {
+#pragma unroll
+  for (uint32_t i = 0; i < size / 2; ++i) p[i / 4][i % 4] = pack_pair<T>(weights[2 * i], weights[2 * i + 1]);
+  pin(p);
+}
+
+// Waits for the sum's products and makes it, and the weights, ready for the next.
+template <class T, class Tile>
+__device__ __forceinline__ void finish(float (&sum)[Tile::kDim / 2], uint32_t (&p)[Tile::kKeys / 16][4],
+                                       const float (&weights)[Tile::kKeys / 2], const float (&correction)[2]) {
+  wait_for_products<0>();
+  pin(sum);
+#pragma unroll
+  for (uint32_t i = 0; i < Tile::kDim / 2; ++i) sum[i] *= correction[i / 2 % 2];
+  pin(sum);
+  pack<T>(p, weights);
+}
+
+template <class T, class Tile>
+__device__ __forceinline__ void attend(float (&sum)[Tile::kDim / 2], Rows& rows, const Shared<Tile>& shared,
+                                       const Source& source, uint32_t q) {
+  const uint32_t tiles = (source.length + Tile::kKeys - 1) / Tile::kKeys;
+  const uint32_t last_keys = source.length - (tiles - 1) * Tile::kKeys;  // of the last tile
+  float scores[Tile::kKeys / 2], correction[2];
+  uint32_t p[Tile::kKeys / 16][4];
+
+  wait(shared.queries_full(), 0);
+  wait(shared.keys_full(0), 0);
+  begin_products();
+  start_scores<T, Tile>(scores, q, shared.keys(0));
+  wait_for_products<0>();
+  pin(scores);
+  if (tiles == 1) mask(scores, last_keys);
+  weigh(rows, scores, correction);
+
+  // The products of a tile's weights and values begin in one round of the loop and end in the next: as the compiler
+  // would otherwise wait for them before it computes the weights that they are to overlap with.
+  uint32_t stage = 0, parity = 0;  // of the tile before `tile`
+  uint32_t last_stage = 0;         // of that before
+#pragma unroll 1
+  for (uint32_t tile = 1; tile < tiles; ++tile) {
+    finish<T, Tile>(sum, p, scores, correction);
+    if (tile > 1) leave_tile(shared, source, tile - 2, last_stage);
+    const uint32_t next_stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+    const uint32_t next_parity = next_stage == 0 ? parity ^ 1 : parity;
+    wait(shared.keys_full(next_stage), next_parity);
+    begin_products();
+    start_scores<T, Tile>(scores, q, shared.keys(next_stage));
+    wait(shared.values_full(stage), parity);
+    begin_products();
+    start_values<T, Tile>(sum, p, shared.values(stage));
+
+    wait_for_products<1>();
+    pin(scores);
+    if (tile + 1 == tiles) mask(scores, last_keys);
+    weigh(rows, scores, correction);
+    last_stage = stage;
+    stage = next_stage;
+    parity = next_parity;
+  }
+  finish<T, Tile>(sum, p, scores, correction);
+  wait(shared.values_full(stage), parity);
+  if (last_keys < Tile::kKeys) clear_values(shared, source, stage, last_keys);
+  begin_products();
+  start_values<T, Tile>(sum, p, shared.values(stage));
+  wait_for_products<0>();
+  pin(sum);
+}
+
+#endif
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    hopper_attention([[maybe_unused]] const __grid_constant__ CUtensorMap q,
+                     [[maybe_unused]] const __grid_constant__ CUtensorMap k,
+                     [[maybe_unused]] const __grid_constant__ CUtensorMap v, [[maybe_unused]] AttentionOperands o) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  let_next_start();
+  const Shared<Tile> shared;
+  const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (threadIdx.x == 0) {
+    prefetch(q);
+    prefetch(k);
+    prefetch(v);
+    initialise(shared.queries_full(), 1);
+    for (uint32_t stage = 0; stage < Tile::kStages; ++stage) {
+      initialise(shared.keys_full(stage), 1);
+      initialise(shared.values_full(stage), 1);
+      store_word(shared.left(stage), 0);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  wait_for_inputs();
+  const uint32_t begin = uint32_t(o.cu_seqlens[blockIdx.z]);
+  const uint32_t length = uint32_t(o.cu_seqlens[blockIdx.z + 1]) - begin;
+  const uint32_t first = blockIdx.x * Tile::kQueries;
+  if (first >= length) return;  // the whole block
+  const uint32_t left = (length - first + kRows - 1) / kRows;
+  const Source source = {k, v, begin, length, left < Tile::kConsumers ? left : Tile::kConsumers};
+  const uint32_t warpgroup = threadIdx.x / kWarpgroup;
+  if (threadIdx.x == 0) {
+    expect(shared.queries_full(), source.consumers * Tile::kQueryBytes);
+    for (uint32_t consumer = 0; consumer < source.consumers; ++consumer) {
+      for (uint32_t panel = 0; panel < Tile::kPanels; ++panel)
+        copy_panel(shared.queries(consumer) + panel * kRows * 128, q, panel * kPanel, blockIdx.y,
+                   begin + first + consumer * kRows, shared.queries_full());
+    }
+    for (uint32_t tile = 0; tile < Tile::kStages && tile * Tile::kKeys < length; ++tile)
+      copy_tile(shared, source, tile, tile);
+  }
+  __syncthreads();
+
+  if (warpgroup < source.consumers) {
+    float sum[Tile::kDim / 2] = {};
+    Rows rows;
+    attend<T, Tile>(sum, rows, shared, source, shared.queries(warpgroup));
+
+    const size_t width = size_t(o.heads) * o.head_dim;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      float weights = rows.weights[half];
+      weights += __shfl_xor_sync(kAllLanes, weights, 1);
+      weights += __shfl_xor_sync(kAllLanes, weights, 2);
+      const float scale = 1 / weights;
+      const uint32_t row = first + warpgroup * kRows + warp % 4 * 16 + lane / 4 + 8 * half;
+      if (row >= length) continue;
+      const size_t index = (begin + row) * width + blockIdx.y * Tile::kDim + 2 * (lane % 4);
+#pragma unroll
+      for (uint32_t n = 0; n < Tile::kDim / 8; ++n)
+        store_pair(o.out, o.out_dtype, index + 8 * n,
+                   {sum[4 * n + 2 * half] * scale, sum[4 * n + 2 * half + 1] * scale});
+    }
+  }
+#else
+  __trap();  // compute capability 9.0 without the instructions of sm_90a: never launch this
+#endif
+}
+
+// ---- On the host ----------------------------------------------------------------------------------------------------
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, which the runtime library does not have; null where the driver does not know it.
+Encode encode_function() {
+  static const Encode function = [] {
+    void* address = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    constexpr unsigned kSince = 12000;  // the version of CUDA that brought it
+    const cudaError_t result =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, kSince, cudaEnableDefault, &found);
+    return result == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(address) : nullptr;
+  }();
+  return function;
+}
+
+// Describes [tokens, heads, head_dim] to the copy engine, which takes panels of `rows` tokens. False when refused.
+bool describe(CUtensorMap& map, const Tensor& tensor, const Attention& a, uint32_t rows) {
+  const cuuint64_t sizes[3] = {a.head_dim, a.heads, a.tokens};
+  const cuuint64_t strides[2] = {cuuint64_t(a.head_dim) * 2, cuuint64_t(a.head_dim) * a.heads * 2};  // bytes
+  const cuuint32_t box[3] = {kPanel, 1, rows}, steps[3] = {1, 1, 1};
+  const CUtensorMapDataType type =
+      tensor.dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return encode_function()(&map, type, 3, pointer<void>(tensor), sizes, strides, box, steps,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <class T, class Tile>
+bool launch_tiling(const Attention& a, const Launch& l) {
+  CUtensorMap q, k, v;
+  if (!describe(q, a.q, a, kRows) || !describe(k, a.k, a, Tile::kKeys) || !describe(v, a.v, a, Tile::kKeys))
+    return false;
+  const auto kernel = hopper_attention<T, Tile>;
+  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
+          "cudaFuncSetAttribute");
+  start(kernel, dim3(blocks_of(a.max_length, Tile::kQueries), a.heads, a.sequences), Tile::kThreads, Tile::kSharedBytes,
+        l, q, k, v, attention_operands(a));
+  return true;
+}
+
+// head_dim, warpgroups, keys of a tile, stages, blocks of a multiprocessor. Heads of 64 spend as much time on powers of
+// two as on products: four warpgroups of a multiprocessor keep both busy. Three stages are the least that keeps one on
+// its way, since a tile is left one round after it has been used.
+using Tiling64 = Tiling<64, 2, 64, 3, 2>;
+using Tiling128 = Tiling<128, 2, 128, 3, 1>;
+
+template <class T>
+bool launch_type(const Attention& a, const Launch& l) {
+  return a.head_dim == 64 ? launch_tiling<T, Tiling64>(a, l) : launch_tiling<T, Tiling128>(a, l);
+}
+
+}  // namespace
+
+bool launch_hopper_attention(const Attention& a, const Launch& l) {
+  if (!l.gpu.matrix_cores || a.q.dtype == DType::f32 || l.gpu.compute_capability != 90) return false;
+  if (a.head_dim != 64 && a.head_dim != 128) return false;
+  // Fewer blocks would leave multiprocessors idle; smaller ones fill them better.
+  if (uint64_t(blocks_of(a.max_length, 2 * kRows)) * a.heads * a.sequences < l.gpu.multiprocessors) return false;
+  if (encode_function() == nullptr) return false;
+  return a.q.dtype == DType::f16 ? launch_type<__half>(a, l) : launch_type<__nv_bfloat16>(a, l);
+}
+
+}  // namespace turboesm::cuda

@@ -1,0 +1,223 @@
+// What KvAttention on matrix cores (kv_attention_mma.cu, which says what all of this is for) is made of below the level
+// of a block of tokens: instructions, where a block's words lie in shared memory, which lane takes which codes, and
+// codebooks of 8-bit integers.
+#pragma once
+
+#include "runtime/cuda/kv_attention_parts.cuh"
+
+namespace turboesm::cuda {
+namespace {
+
+constexpr uint32_t kCopyBytes = 16, kCopyWords = kCopyBytes / 4;
+constexpr uint32_t kMostScaleBits = 16;
+
+// ---- Instructions ---------------------------------------------------------------------------------------------------
+
+// Four bytes out of the eight of (high, low), by the low 16 bits of `selector`; bit 3 of a nibble repeats the sign.
+__device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(selector));
+  return result;
+}
+
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Keeps `x` in its register; the compiler would rather compute what does not change anew for each block of tokens.
+__device__ __forceinline__ void keep(uint32_t& x) { asm volatile("" : "+r"(x)); }
+
+// The largest of all lanes' values, none of which is below 0.
+__device__ __forceinline__ float warp_max_positive(float value) {
+#if __CUDA_ARCH__ >= 800
+  return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(value)));
+#else
+  return warp_max(value);
+#endif
+}
+
+// sum += a b with a signed and b signed, or unsigned.
+struct Fragment {
+  uint32_t at[4];
+};
+__device__ __forceinline__ void multiply_signed(int32_t (&sum)[4], const Fragment& a, const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+__device__ __forceinline__ void multiply_unsigned(int32_t (&sum)[4], const Fragment& a, const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Shared memory by addresses of its own, in bytes.
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return uint32_t(__cvta_generic_to_shared(pointer));
+}
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
+}
+__device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ void store_shared_vector(uint32_t address, const float (&v)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+               : "memory");
+}
+
+// Starts to copy 16 bytes to shared memory.
+__device__ __forceinline__ void copy_async(uint32_t shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most `pending` of this thread's groups are on their way.
+template <uint32_t pending>
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
+// ---- Formats --------------------------------------------------------------------------------------------------------
+
+// K or V: one segment of n values with bits_1 = 0, else two.
+template <uint32_t n, uint32_t bits_0, uint32_t bits_1>
+struct Side {
+  static constexpr uint32_t kSegments = bits_1 != 0 ? 2 : 1, kHeadDim = n * kSegments;
+  static constexpr uint32_t kUnits = n / 32;  // of a token and segment
+  static constexpr uint32_t kChunks = kHeadDim / 32;
+  __host__ __device__ static constexpr uint32_t bits(uint32_t segment) { return segment == 0 ? bits_0 : bits_1; }
+  static constexpr uint32_t kCodeWords = n * (bits_0 + bits_1);
+  static constexpr uint32_t kRow = n;  // words: word w of all units of a segment
+};
+
+// How far row w of a segment's codes is moved, and the segment behind it, so that vectors of four words at
+// 4 units x g of rows 0 to 3 and two neighbouring g lie in different banks.
+__host__ __device__ constexpr uint32_t row_shift(uint32_t units, uint32_t w) {
+  return units == 1 ? 8 * w : units == 2 ? w % 2 * 4 + w / 2 * 16 : 4 * w;
+}
+__host__ __device__ constexpr uint32_t segment_shift(uint32_t units, uint32_t bits) {
+  return units == 1 ? 8 * bits : units == 2 ? 24 : 16;
+}
+
+// Words of a block in shared memory: K's codes, K's scales, V's codes, V's scales, biases [queries][KV_BLOCK]. All but
+// the biases begin where they would with scales of 16 bits.
+template <class K, class V>
+struct Stage {
+  __host__ __device__ static constexpr uint32_t key_row(uint32_t segment, uint32_t w) {
+    return segment * (K::kRow * K::bits(0) + segment_shift(K::kUnits, K::bits(0))) + w * K::kRow +
+           row_shift(K::kUnits, w);
+  }
+  static constexpr uint32_t kKeyScales = K::kCodeWords + segment_shift(K::kUnits, K::bits(0)) +
+                                         (K::kSegments == 2 ? segment_shift(K::kUnits, K::bits(1)) : 0);
+  static constexpr uint32_t kValues = kKeyScales + K::kSegments * kMostScaleBits;
+  static constexpr uint32_t kValueScales = kValues + V::kCodeWords;
+  static constexpr uint32_t kBiases = kValueScales + V::kSegments * kMostScaleBits;
+  static constexpr uint32_t kCopies =  // of 16 bytes, by each lane
+      (K::kCodeWords + V::kCodeWords + (K::kSegments + V::kSegments) * kMostScaleBits + kCopyWords * kWarp - 1) /
+      (kCopyWords * kWarp);
+};
+
+// Where vector `index` of a block goes.
+template <class K, class V>
+__device__ uint32_t place_of_copy(uint32_t index, uint32_t key_scale_words) {
+  using S = Stage<K, V>;
+  const uint32_t word = index * kCopyWords;
+  if (word < K::kCodeWords) {
+    const uint32_t segment = word >= K::kRow * K::bits(0) ? 1 : 0, within = word - segment * K::kRow * K::bits(0);
+    return S::key_row(segment, within / K::kRow) + within % K::kRow;
+  }
+  if (word < K::kCodeWords + key_scale_words) return S::kKeyScales + word - K::kCodeWords;
+  return S::kValues + word - K::kCodeWords - key_scale_words;  // V's scales follow its codes
+}
+
+// Which of a unit's 32 values lane j of four has as its i-th of 8: those of its word with 4 bits, or 3, where word 3 is
+// made of the others' high bits; every other one of a word with 2 bits.
+template <uint32_t bits>
+__device__ uint32_t key_element(uint32_t j, uint32_t i) {
+  return bits == 2 ? 16 * (j / 2) + 2 * i + j % 2 : 8 * j + i;
+}
+// The same for lane g of eight and its i-th of 4.
+template <uint32_t bits>
+__device__ uint32_t value_element(uint32_t g, uint32_t i) {
+  return bits == 2 ? 16 * (g / 4) + 8 * (g / 2 % 2) + 2 * i + g % 2 : 4 * g + i;
+}
+
+// ---- Codebooks ------------------------------------------------------------------------------------------------------
+
+// The integers r of c = unit (r + offset), byte by byte. With 4 bits `low` is that of codes 0 to 7 and `high` that of
+// codes 8 to 15, plus 1; else `low` holds all.
+struct Table {
+  uint32_t low[2], high[2];
+  float unit, offset;
+};
+
+__device__ float rounded(float x, float unit, uint32_t bits, uint32_t code) {
+  const float r = rintf(x / unit);
+  if (bits < 4) return fminf(fmaxf(r, -127.0f), 127.0f);
+  return code < 8 ? fminf(fmaxf(r, -128.0f), -1.0f) : fminf(fmaxf(r, -1.0f), 126.0f);
+}
+
+// By one warp, from 2^bits centroids in ascending order. Each lane tries a unit.
+__device__ void make_table(const float* codebook, uint32_t bits, Table& table) {
+  constexpr float kMost = 126, kStep = 1;  // the largest |r| that lane 0 tries, and by how much the next one's is less
+  const uint32_t lane = threadIdx.x % kWarp, codes = 1u << bits, code = lane % codes;
+  float x = codebook[code], offset = 0, largest = warp_max(fabsf(x));
+  if (bits == 4) {
+    const float below = __shfl_sync(kAllLanes, x, 7), above = __shfl_sync(kAllLanes, x, 8), unit = largest / kMost;
+    if (below > -0.5f * unit || above < -0.5f * unit) offset = 0.5f * (below + above);
+    x -= offset;
+    largest = warp_max(fabsf(x));
+  }
+  largest = fmaxf(largest, 1e-20f);
+  float unit = largest / ((bits == 4 ? kMost : kMost + 1) - kStep * float(lane)), error = 0;
+  for (uint32_t i = 0; i < codes; ++i) {
+    const float y = __shfl_sync(kAllLanes, x, i), difference = y - unit * rounded(y, unit, bits, i);
+    error += difference * difference;
+  }
+  uint32_t best = lane;
+#pragma unroll
+  for (uint32_t step = 16; step > 0; step /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, error, step);
+    const uint32_t other_best = __shfl_xor_sync(kAllLanes, best, step);
+    if (other < error || (other == error && other_best < best)) error = other, best = other_best;
+  }
+  unit = __shfl_sync(kAllLanes, unit, best);
+  const int32_t r = int32_t(rounded(x, unit, bits, code)) + (code >= 8 ? 1 : 0);
+  uint32_t word = (uint32_t(r) & 0xffu) << (8 * (lane % 4));
+  word |= __shfl_xor_sync(kAllLanes, word, 1);
+  word |= __shfl_xor_sync(kAllLanes, word, 2);
+  if (lane % 4 == 0 && lane < 16) (lane < 8 ? table.low : table.high)[lane / 4 % 2] = word;
+  if (lane == 0) {
+    table.unit = unit;
+    table.offset = offset / unit;
+  }
+}
+
+}  // namespace
+}  // namespace turboesm::cuda

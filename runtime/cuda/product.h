@@ -1,0 +1,36 @@
+#pragma once
+
+#include "runtime/cuda/kernels.h"
+
+namespace turboesm::cuda {
+
+// Linear and QkvRope as one: y = epilogue(x weight^T + bias) (+ residual), with addresses on the device.
+//   Linear:  y [rows, outputs], epilogue nothing or GELU(z) = z/2 (1 + erf(z / sqrt 2))
+//   QkvRope: y [3, rows, heads, head_dim]; q is scaled, q and k turned (runtime/operations.h)
+struct Product {
+  const void* x = nullptr;          // [rows, inputs] dtype
+  const void* weight = nullptr;     // [outputs, inputs] dtype
+  const float* bias = nullptr;      // [outputs] or null
+  const float* residual = nullptr;  // [rows, outputs] or null; may be y itself
+  void* y = nullptr;
+  DType dtype = DType::f32, y_dtype = DType::f32;
+  uint32_t rows = 0, inputs = 0, outputs = 0;
+  bool gelu = false;
+  // QkvRope only; heads is 0 otherwise.
+  const int32_t* positions = nullptr;  // [rows]
+  const float* table = nullptr;        // [table_rows, head_dim]
+  uint32_t heads = 0, head_dim = 0;
+  float q_scale = 1;
+};
+
+Product product_of(const Linear& a);
+Product product_of(const QkvRope& a);
+
+// One thread an element pair and the CUDA cores' fp32 arithmetic: any type and shape.
+void launch_plain(const Product& p, const Launch& l);
+
+// What cuBLASLt has no epilogue for: the rows [first, first + rows) of y from `sums` [rows, outputs], products without
+// bias.
+void launch_epilogue(const Product& p, const float* sums, uint32_t first, uint32_t rows, const Launch& l);
+
+}  // namespace turboesm::cuda

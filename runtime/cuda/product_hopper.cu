@@ -1,0 +1,225 @@
+// The host's side of Hopper's products: which variants there are, tensor maps, grids.
+#include "runtime/cuda/product_hopper.h"
+
+#include <algorithm>
+
+#include <cuda.h>
+
+#include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/product_hopper_kernels.h"
+
+namespace turboesm::cuda {
+namespace {
+
+using namespace hopper;
+
+constexpr uint32_t kClusters = 2;     // large: clusters of 1 or 2 blocks
+constexpr uint32_t kSplits = 4;       // few: 1, 2, 4 or 8 blocks share K
+constexpr uint32_t kBandRows = 2048;  // of x, that large walks through column by column
+
+// Shared memory of a multiprocessor, and what it takes for itself of each block's.
+constexpr uint32_t kSharedOfAll = 228 * 1024, kSharedReserved = 1024;
+// `few` has so many blocks at least on a multiprocessor, which lets the next kernel's in early, and all that there are
+// if each still has kFewGoodStages.
+constexpr uint32_t kFewTogether = 2, kFewGoodStages = 3;
+// `few` is not tried with more blocks than this for each multiprocessor, unless there are few outputs.
+constexpr uint32_t kFewWaves = 6, kFewOutputs = 64;
+constexpr uint32_t kLargeRows = 17;  // the fewest that `large` is tried with
+
+struct Variant {
+  bool large = false;
+  uint32_t tile = 0;
+  uint32_t cluster = 1;    // large
+  uint32_t log_split = 0;  // few
+};
+
+Variant variant_of(uint32_t variant) {
+  if (variant < kLargeTileCount * kClusters) return {true, variant / kClusters, 1 + variant % kClusters, 0};
+  variant -= kLargeTileCount * kClusters;
+  return {false, variant / kSplits, 1, variant % kSplits};
+}
+
+bool aligned(const void* pointer, uint64_t bytes) { return reinterpret_cast<uint64_t>(pointer) % bytes == 0; }
+
+bool has_vectors(const Product& p) {
+  return p.outputs % 4 == 0 && aligned(p.bias, 16) && aligned(p.residual, 16) && aligned(p.table, 16) &&
+         aligned(p.y, 4 * size_of(p.y_dtype));
+}
+
+Epilogue epilogue_of(const Product& p) {
+  Epilogue e;
+  e.bias = p.bias;
+  e.residual = p.residual;
+  e.y = p.y;
+  e.positions = p.positions;
+  e.table = p.table;
+  e.rows = p.rows;
+  e.outputs = p.outputs;
+  e.width = p.heads != 0 ? p.heads * p.head_dim : p.outputs;
+  e.head_dim = p.heads != 0 ? p.head_dim : 0;
+  e.head_magic = p.heads != 0 ? uint32_t(((uint64_t(1) << 32) + p.head_dim - 1) / p.head_dim) : 0;
+  e.q_scale = p.q_scale;
+  e.y_dtype = p.y_dtype;
+  e.gelu = p.gelu;
+  e.vectors = has_vectors(p);
+  return e;
+}
+
+// Of `large`; false where no kind computes the epilogue.
+bool kind_of(const Product& p, Kind& kind) {
+  const bool narrow = p.y_dtype != DType::f32;
+  if (p.heads != 0)
+    kind = Kind::rope;
+  else if (!narrow)
+    kind = p.gelu ? Kind::wide_gelu : Kind::wide;
+  else
+    kind = p.gelu ? Kind::narrow_gelu : Kind::narrow;
+  return p.heads != 0 ? narrow : !(narrow && p.residual != nullptr);
+}
+
+// [rows, columns] row-major, in boxes of box_rows x 64; what is outside of it reads as zero.
+CUtensorMap tensor_map(const void* base, DType dtype, uint32_t rows, uint32_t columns, uint32_t box_rows) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    require(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+            "cudaGetDriverEntryPointByVersion");
+    require(found == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorNotSupported, "cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  CUtensorMap map;
+  const cuuint64_t sizes[] = {columns, rows}, strides[] = {uint64_t(columns) * 2};
+  const cuuint32_t box[] = {kBlockInputs, box_rows}, steps[] = {1, 1};
+  const CUtensorMapDataType type =
+      dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUresult result =
+      encode(&map, type, 2, const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  require(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+  return map;
+}
+
+// As start() in kernel_tools.cuh, with clusters of `cluster` blocks along x.
+template <class... Parameters, class... Arguments>
+void start_clusters(void (*kernel)(Parameters...), dim3 grid, uint32_t block, uint32_t shared_bytes, uint32_t cluster,
+                    const Launch& l, Arguments&&... arguments) {
+  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+          "cudaFuncSetAttribute");
+  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = l.stream;
+  config.attrs = attributes;
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (l.follows_kernel) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  require(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "cudaLaunchKernelEx");
+  l.follows_kernel = true;
+}
+
+void launch_large(const Product& p, const Variant& v, const Launch& l) {
+  const LargeTile& tile = kLargeTiles[v.tile];
+  Kind kind{};
+  kind_of(p, kind);
+  LargePlan plan;
+  plan.blocks_k = blocks_of(p.inputs, kBlockInputs);
+  plan.column_tiles = blocks_of(p.outputs, tile.columns);
+  plan.cluster = v.cluster;
+  plan.row_groups = blocks_of(p.rows, tile.rows * v.cluster);
+  plan.band = std::max(kBandRows / (tile.rows * v.cluster), 1u);
+  const uint32_t clusters = std::min(plan.row_groups * plan.column_tiles, l.gpu.multiprocessors / v.cluster);
+  const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.rows);
+  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.columns / 2);
+  const LargeKernel kernel = p.dtype == DType::f16 ? large_kernel_f16(v.tile, kind) : large_kernel_bf16(v.tile, kind);
+  start_clusters(kernel, clusters * v.cluster, kLargeThreads, tile.shared_bytes, v.cluster, l, x, weight,
+                 epilogue_of(p), plan);
+}
+
+void launch_few(const Product& p, const Variant& v, const Launch& l) {
+  const FewTile& tile = kFewTiles[v.tile];
+  FewPlan plan;
+  plan.blocks_k = blocks_of(p.inputs, kBlockInputs);
+  plan.log_split = v.log_split;
+  const uint32_t wanted = std::min(blocks_of(plan.blocks_k, uint64_t(1) << v.log_split), kFewStages);
+  const dim3 grid(blocks_of(p.outputs, tile.outputs) << v.log_split, blocks_of(p.rows, tile.tokens));
+  const uint32_t beside = kSharedReserved + kSharedAlignment + kStaticShared + tile.sums_bytes;
+  const auto stages_of = [&](uint32_t together) {
+    const uint32_t shared = kSharedOfAll / together;
+    return shared > beside ? (shared - beside) / tile.stage_bytes : 0;
+  };
+  // Clusters leave some multiprocessors unused.
+  const uint32_t usable = l.gpu.multiprocessors - l.gpu.multiprocessors / 16;
+  uint32_t together = std::max(kFewTogether, blocks_of(uint64_t(grid.x) * grid.y, usable));
+  while (together > 1 && stages_of(together) < std::min(wanted, kFewGoodStages)) --together;
+  plan.stages = std::min(wanted, stages_of(together));
+  const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.tokens);
+  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.outputs);
+  start_clusters(few_kernel(v.tile, p.dtype), grid, tile.threads,
+                 kSharedAlignment + plan.stages * tile.stage_bytes + tile.sums_bytes, 1u << v.log_split, l, x, weight,
+                 epilogue_of(p), plan);
+}
+
+// Tokens of a tile: all rows, in the smallest tile that holds them, or tiles of at least 64 that leave little empty.
+bool sensible_tokens(const FewTile& tile, uint32_t rows) {
+  if (tile.tokens < rows) return tile.tokens >= 64;
+  for (const FewTile& other : kFewTiles)
+    if (other.groups == tile.groups && other.tokens >= rows && other.tokens < tile.tokens) return false;
+  return true;
+}
+
+}  // namespace
+
+uint32_t hopper_variants() { return kLargeTileCount * kClusters + kFewTileCount * kSplits; }
+
+std::string hopper_name(uint32_t variant) {
+  const Variant v = variant_of(variant);
+  if (v.large) {
+    const LargeTile& tile = kLargeTiles[v.tile];
+    return "large " + std::to_string(tile.rows) + "x" + std::to_string(tile.columns) +
+           (tile.ping_pong ? " ping-pong" : " cooperative") + " cluster " + std::to_string(v.cluster);
+  }
+  const FewTile& tile = kFewTiles[v.tile];
+  return "few " + std::to_string(tile.outputs) + "x" + std::to_string(tile.tokens) + " split " +
+         std::to_string(1u << v.log_split);
+}
+
+bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
+  if (gpu.compute_capability != 90 || !gpu.matrix_cores || variant >= hopper_variants()) return false;
+  if (p.dtype != DType::f16 && p.dtype != DType::bf16) return false;
+  if (p.rows == 0 || p.outputs == 0 || p.inputs == 0) return false;
+  if (p.inputs % 8 != 0 || !aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
+  const Variant v = variant_of(variant);
+  if (v.large) {
+    Kind kind{};
+    const LargeTile& tile = kLargeTiles[v.tile];
+    if (uint64_t(blocks_of(p.rows, tile.rows)) * blocks_of(p.outputs, tile.columns) >> 31 != 0) return false;
+    return p.rows >= kLargeRows && has_vectors(p) && kind_of(p, kind);
+  }
+  const FewTile& tile = kFewTiles[v.tile];
+  const uint64_t split = uint64_t(1) << v.log_split, row_tiles = blocks_of(p.rows, tile.tokens);
+  if (kSharedAlignment + kStaticShared + tile.sums_bytes + tile.stage_bytes > gpu.max_shared_bytes) return false;
+  if (row_tiles > 65535 || split > blocks_of(p.inputs, kBlockInputs) || !sensible_tokens(tile, p.rows)) return false;
+  const uint64_t blocks = blocks_of(p.outputs, tile.outputs) * row_tiles * split;
+  return p.outputs <= kFewOutputs || blocks <= uint64_t(kFewWaves) * gpu.multiprocessors ||
+         (split == 1 && row_tiles == 1);
+}
+
+void launch_hopper(const Product& product, uint32_t variant, const Launch& l) {
+  const Variant v = variant_of(variant);
+  if (v.large)
+    launch_large(product, v, l);
+  else
+    launch_few(product, v, l);
+}
+
+}  // namespace turboesm::cuda

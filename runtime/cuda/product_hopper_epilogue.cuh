@@ -1,0 +1,85 @@
+// The epilogue of Hopper's products on four neighbouring outputs of a row, z = (x weight^T)[row, column .. column + 3]:
+//   Linear:  y = epilogue(z + bias) + residual, epilogue nothing or GELU
+//   QkvRope: y = turn(scale (z + bias)) for q and k, z + bias for v (runtime/operations.h)
+// `extra` is what is read beside bias, early enough to hide its latency: the residual, or two pairs (cos, sin).
+#pragma once
+
+#include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/product_hopper_kernels.h"
+
+namespace turboesm::cuda::hopper {
+
+// GELU(z) = z/2 (1 + erf(z / sqrt 2)) = max(z, 0) - h Q(h), with h = |z| and Q(h) = erfc(h / sqrt 2) / 2 = 2^P(h).
+// P is of degree 6, fitted over [0, 6] with the weight h Q(h): GELU's absolute error is 2.8e-7 in fp32, one rounding
+// near z = 4. A NaN stays one.
+__device__ __forceinline__ float gelu(float z) {
+  const float h = fminf(fabsf(z), 6.0f);
+  float p = 3.309427120257169e-05f;
+  p = fmaf(p, h, -0.0007692324579693377f);
+  p = fmaf(p, h, 0.008080758154392242f);
+  p = fmaf(p, h, -0.053412169218063354f);
+  p = fmaf(p, h, -0.4587709307670593f);
+  p = fmaf(p, h, -1.1512017250061035f);
+  p = fmaf(p, h, -0.999993085861206f);
+  float q, positive;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(q) : "f"(p));
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(z));
+  return fmaf(-h, q, positive);
+}
+__device__ __forceinline__ float4 gelu(float4 z) { return {gelu(z.x), gelu(z.y), gelu(z.z), gelu(z.w)}; }
+
+__device__ __forceinline__ float4 add(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+
+// (a, b) -> (a cos - b sin, b cos + a sin), scaled first; angles holds cos, sin, cos, sin.
+__device__ __forceinline__ float4 turn(float4 z, float scale, float4 angles) {
+  z = {z.x * scale, z.y * scale, z.z * scale, z.w * scale};
+  return {z.x * angles.x - z.y * angles.y, z.y * angles.x + z.x * angles.y, z.z * angles.z - z.w * angles.w,
+          z.w * angles.z + z.z * angles.w};
+}
+
+// Of QkvRope's column: 0 for q, 1 for k, 2 for v.
+__device__ __forceinline__ uint32_t part_of(const Epilogue& e, uint32_t column) {
+  return uint32_t(column >= e.width) + uint32_t(column >= 2 * e.width);
+}
+__device__ __forceinline__ uint32_t in_head(const Epilogue& e, uint32_t column) {
+  return column - __umulhi(column, e.head_magic) * e.head_dim;
+}
+// The place in y of a row's column; row < rows, column < outputs.
+__device__ __forceinline__ uint64_t place(const Epilogue& e, uint32_t row, uint32_t column, uint32_t part) {
+  return (uint64_t(part) * e.rows + row) * e.width + (column - part * e.width);
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high, bool f16) {
+  const __half2 half = __floats2half2_rn(low, high);
+  const __nv_bfloat162 bfloat = __floats2bfloat162_rn(low, high);
+  return f16 ? reinterpret_cast<const uint32_t&>(half) : reinterpret_cast<const uint32_t&>(bfloat);
+}
+__device__ __forceinline__ void store_narrow(const Epilogue& e, uint64_t at, float4 z) {
+  const bool f16 = e.y_dtype == DType::f16;
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(e.y) + at) = {pack(z.x, z.y, f16), pack(z.z, z.w, f16)};
+}
+__device__ __forceinline__ void store_wide(const Epilogue& e, uint64_t at, float4 z) {
+  *reinterpret_cast<float4*>(static_cast<float*>(e.y) + at) = z;
+}
+__device__ __forceinline__ void store_one(const Epilogue& e, uint64_t at, float z) {
+  if (e.y_dtype == DType::f32)
+    static_cast<float*>(e.y)[at] = z;
+  else
+    static_cast<uint16_t*>(e.y)[at] = uint16_t(pack(z, z, e.y_dtype == DType::f16));
+}
+
+// Four values of a row of f32 from column on, `outputs` long; 0 beyond.
+__device__ __forceinline__ float4 load_quad(const float* row, uint32_t column, uint32_t outputs, bool vectors) {
+  float4 v{};
+  if (vectors) {
+    if (column < outputs) v = *reinterpret_cast<const float4*>(row + column);
+    return v;
+  }
+  if (column < outputs) v.x = row[column];
+  if (column + 1 < outputs) v.y = row[column + 1];
+  if (column + 2 < outputs) v.z = row[column + 2];
+  if (column + 3 < outputs) v.w = row[column + 3];
+  return v;
+}
+
+}  // namespace turboesm::cuda::hopper

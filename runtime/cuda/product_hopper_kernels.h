@@ -1,0 +1,100 @@
+// What the host's side of Hopper's products (product_hopper.cu) and the kernels agree upon.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda.h>
+
+#include "runtime/dtype.h"
+
+namespace turboesm::cuda::hopper {
+
+// Both operands are cut into blocks of 64 along K: rows of 128 bytes, what the 128-byte swizzle spans. TMA fills with
+// zeros what lies beyond the tensor.
+inline constexpr uint32_t kBlockInputs = 64;
+inline constexpr uint32_t kBlockRowBytes = 128;
+inline constexpr uint32_t kSharedAlignment = 1024;   // of a swizzled block
+inline constexpr uint32_t kMostShared = 227 * 1024;  // that a block may have
+inline constexpr uint32_t kStaticShared = 512;       // of it, for barriers
+
+// Everything behind the product itself: z = x weight^T becomes y (Product in product.h).
+struct Epilogue {
+  const float* bias = nullptr;      // [outputs] or null
+  const float* residual = nullptr;  // [rows, outputs] or null
+  void* y = nullptr;
+  const int32_t* positions = nullptr;  // [rows]
+  const float* table = nullptr;        // [table_rows, head_dim]
+  uint32_t rows = 0, outputs = 0;
+  uint32_t width = 0;       // of a row of y: outputs, or heads x head_dim
+  uint32_t head_dim = 0;    // 0 but for QkvRope
+  uint32_t head_magic = 0;  // ceil(2^32 / head_dim): column / head_dim = high half of column x head_magic
+  float q_scale = 1;
+  DType y_dtype = DType::f32;
+  bool gelu = false;
+  bool vectors = false;  // four neighbouring outputs from a multiple of four on are one aligned access everywhere
+};
+
+// ---- large ----------------------------------------------------------------------------------------------------------
+
+// A compile-time part of the epilogue, so that the loop over a tile is free of choices.
+enum class Kind : uint32_t {
+  wide,         // y f32, perhaps a residual
+  wide_gelu,    // the same, with GELU before
+  narrow,       // y f16 or bf16
+  narrow_gelu,  // the same, with GELU
+  rope,         // QkvRope, y f16 or bf16
+};
+inline constexpr uint32_t kKinds = 5;
+
+struct LargeTile {
+  uint32_t subtiles;  // of 64 rows of x, for each of the two warpgroups that multiply
+  uint32_t columns;   // outputs
+  bool ping_pong;     // the warpgroups take turns, each with a tile of its own; or both work on one tile
+  uint32_t rows = 64 * subtiles * (ping_pong ? 1 : 2);
+  uint32_t stage_bytes = (rows + columns) * kBlockRowBytes;
+  uint32_t stages = (kMostShared - kSharedAlignment - kStaticShared) / stage_bytes;
+  uint32_t shared_bytes = stages * stage_bytes + kSharedAlignment;
+};
+inline constexpr LargeTile kLargeTiles[] = {{2, 128, true}, {2, 192, true}, {1, 256, false}, {1, 128, true}};
+inline constexpr uint32_t kLargeTileCount = sizeof(kLargeTiles) / sizeof(LargeTile);
+
+inline constexpr uint32_t kLargeThreads = 3 * 128;
+
+struct LargePlan {
+  uint32_t blocks_k = 0;      // of kBlockInputs
+  uint32_t column_tiles = 0;  // over the outputs
+  uint32_t row_groups = 0;    // of `cluster` tiles, one below the other
+  uint32_t cluster = 1;       // blocks that share a tile of weights: 1 or 2
+  uint32_t band = 1;          // row groups that are walked through column by column
+};
+
+using LargeKernel = void (*)(CUtensorMap x, CUtensorMap weight, Epilogue, LargePlan);
+LargeKernel large_kernel_f16(uint32_t tile, Kind kind);
+LargeKernel large_kernel_bf16(uint32_t tile, Kind kind);
+
+// ---- few ------------------------------------------------------------------------------------------------------------
+
+struct FewTile {
+  uint32_t groups;  // warpgroups that multiply, with 64 outputs each
+  uint32_t tokens;  // rows of x
+  uint32_t outputs = 64 * groups;
+  uint32_t stage_bytes = (outputs + tokens) * kBlockRowBytes;
+  uint32_t stride = outputs + 4;  // of a token's partial sums, in floats
+  uint32_t sums_bytes = tokens * stride * 4;
+  uint32_t threads = groups * 128 + 32;
+};
+inline constexpr FewTile kFewTiles[] = {{1, 8},   {1, 16},  {1, 32}, {1, 48}, {1, 64}, {1, 96},  {1, 128},
+                                        {1, 160}, {1, 256}, {2, 32}, {2, 64}, {2, 96}, {2, 128}, {2, 160}};
+inline constexpr uint32_t kFewTileCount = sizeof(kFewTiles) / sizeof(FewTile);
+inline constexpr uint32_t kFewStages = 24;  // at most
+
+struct FewPlan {
+  uint32_t blocks_k = 0;
+  uint32_t log_split = 0;  // 2^log_split blocks of a cluster share K
+  uint32_t stages = 0;
+};
+
+using FewKernel = void (*)(CUtensorMap x, CUtensorMap weight, Epilogue, FewPlan);
+FewKernel few_kernel(uint32_t tile, DType dtype);
+
+}  // namespace turboesm::cuda::hopper

@@ -1,0 +1,275 @@
+// Products of many rows: y = epilogue(x weight^T), x [rows, inputs], weight [outputs, inputs], for Hopper.
+//
+// Blocks stay on their multiprocessor and walk through tiles of y. A block is three warpgroups: one thread of the first
+// keeps a ring of stages filled by TMA (a stage is a tile's 64 columns of x and of weight), the other two multiply with
+// wgmma, their sums in registers: M is rows of x, N is outputs.
+//   ping-pong: each of the two has a tile of its own, and the right to multiply passes to and fro, so that one's
+//     epilogue runs while the other multiplies.
+//   cooperative: both work on one tile, each with half of its rows.
+// A cluster of two blocks works on tiles one below the other, which share their weights: each loads half of them into
+// both. Tiles are walked through in bands of rows, column by column, so that what runs at one time reads few different
+// rows of either operand (L2).
+#pragma once
+
+#include "runtime/cuda/product_hopper_epilogue.cuh"
+#include "runtime/cuda/product_hopper_ptx.cuh"
+
+namespace turboesm::cuda::hopper {
+
+inline constexpr uint32_t kGroup = 128;                              // threads of a warpgroup
+inline constexpr uint32_t kFewRegisters = 24, kManyRegisters = 240;  // of a thread that loads, that multiplies
+inline constexpr uint32_t kTurn = 1;  // the first of two named barriers: it is the warpgroup's turn to multiply
+
+struct LargePosition {
+  uint32_t row, column;  // the tile's first
+};
+
+// The tile of the n-th piece of work: a row group and a column of tiles.
+template <uint32_t kRows, uint32_t kColumns>
+__device__ __forceinline__ LargePosition tile_position(const LargePlan& plan, uint32_t n, uint32_t rank) {
+  const uint32_t band = n / (plan.band * plan.column_tiles), first = band * plan.band;
+  const uint32_t height = min(plan.band, plan.row_groups - first), in_band = n - first * plan.column_tiles;
+  const uint32_t column = in_band / height, group = first + in_band - column * height;
+  return {(group * plan.cluster + rank) * kRows, column * kColumns};
+}
+
+// The epilogue of a warpgroup's tile. A lane's sums of two blocks of 8 columns are exchanged with its neighbour's, so
+// that even lanes hold four neighbouring columns of the first block and odd lanes of the second one: with c = lane % 4,
+// columns 16 p + 8 (c % 2) + 4 (c / 2) .. + 3 of the p-th pair of blocks.
+// What is read besides (`extra`) is loaded one chunk of kQuads such quads ahead; the first before the products.
+template <Kind kKind, uint32_t kSubtiles, uint32_t kColumns>
+struct TileEpilogue {
+  static constexpr uint32_t kQuads = kSubtiles * kColumns > 256 ? 2 : 4;
+  static constexpr uint32_t kColumnChunks = kColumns / 16 / kQuads, kRowChunks = 2 * kSubtiles;
+  static constexpr bool kWide = kKind == Kind::wide || kKind == Kind::wide_gelu;
+  static constexpr bool kRope = kKind == Kind::rope;
+  static constexpr bool kGelu = kKind == Kind::wide_gelu || kKind == Kind::narrow_gelu;
+
+  const Epilogue& e;
+  uint32_t row, column;                     // of the thread: its first row, its first quad's column
+  uint32_t angles[kRope ? kRowChunks : 1];  // of each row: where its angles begin
+  float4 bias[kQuads];
+  float4 extra[2][kQuads];
+
+  __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, uint32_t first_row, uint32_t first_column)
+      : e(epilogue) {
+    const uint32_t warp = threadIdx.x / kWarp % 4, lane = threadIdx.x % kWarp;
+    row = first_row + warp * 16 + lane / 4;
+    column = first_column + lane % 2 * 8 + lane % 4 / 2 * 4;
+    if constexpr (kRope) {
+#pragma unroll
+      for (uint32_t r = 0; r < kRowChunks; ++r) {
+        const uint32_t at = row_of(r);
+        angles[r] = at < e.rows ? uint32_t(e.positions[at]) * e.head_dim : 0;
+      }
+    }
+    load_extra(0);
+  }
+
+  // Chunk n is the row chunk n % kRowChunks of the column chunk n / kRowChunks.
+  __device__ __forceinline__ uint32_t row_of(uint32_t n) const {
+    const uint32_t r = n % kRowChunks;
+    return row + r % 2 * 8 + r / 2 * 64;
+  }
+  __device__ __forceinline__ uint32_t column_of(uint32_t n, uint32_t q) const {
+    return column + (n / kRowChunks * kQuads + q) * 16;
+  }
+
+  __device__ __forceinline__ void load_extra(uint32_t n) {
+    if constexpr (kWide || kRope) {
+      const uint32_t at_row = row_of(n);
+#pragma unroll
+      for (uint32_t q = 0; q < kQuads; ++q) {
+        const uint32_t at = column_of(n, q);
+        float4 v{};
+        if constexpr (kWide) {
+          if (e.residual != nullptr && at_row < e.rows && at < e.outputs)
+            v = *reinterpret_cast<const float4*>(e.residual + uint64_t(at_row) * e.outputs + at);
+        } else {
+          v = {1, 0, 1, 0};  // v is not turned
+          if (at_row < e.rows && at < 2 * e.width)
+            v = *reinterpret_cast<const float4*>(e.table + angles[n % kRowChunks] + in_head(e, at));
+        }
+        extra[n % 2][q] = v;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run(const float (&sums)[kSubtiles][kColumns / 2]) {
+    const bool odd = threadIdx.x % 2;
+#pragma unroll
+    for (uint32_t n = 0; n < kColumnChunks * kRowChunks; ++n) {
+      if (n % kRowChunks == 0) {
+#pragma unroll
+        for (uint32_t q = 0; q < kQuads; ++q) {
+          const uint32_t at = column_of(n, q);
+          bias[q] = {};
+          if (e.bias != nullptr && at < e.outputs) bias[q] = __ldg(reinterpret_cast<const float4*>(e.bias + at));
+        }
+      }
+      if (n + 1 < kColumnChunks * kRowChunks) load_extra(n + 1);
+      const uint32_t r = n % kRowChunks, half = r % 2, at_row = row_of(n);
+#pragma unroll
+      for (uint32_t q = 0; q < kQuads; ++q) {
+        const uint32_t pair = n / kRowChunks * kQuads + q, at = column_of(n, q);
+        const float* first = &sums[r / 2][pair * 8 + half * 2];
+        const float* second = first + 4;
+        const float low = __shfl_xor_sync(kAllLanes, odd ? first[0] : second[0], 1);
+        const float high = __shfl_xor_sync(kAllLanes, odd ? first[1] : second[1], 1);
+        float4 z = odd ? float4{low, high, second[0], second[1]} : float4{first[0], first[1], low, high};
+        z = add(z, bias[q]);
+        if constexpr (kGelu) z = gelu(z);
+        if constexpr (kWide) z = add(z, extra[n % 2][q]);
+        const uint32_t part = kRope ? part_of(e, at) : 0;
+        if constexpr (kRope) z = turn(z, part == 0 ? e.q_scale : 1.0f, extra[n % 2][q]);
+        if (at_row < e.rows && at < e.outputs) {
+          const uint64_t to = kRope ? place(e, at_row, at, part) : uint64_t(at_row) * e.outputs + at;
+          if constexpr (kWide)
+            store_wide(e, to, z);
+          else
+            store_narrow(e, to, z);
+        }
+      }
+    }
+  }
+};
+
+template <class T, uint32_t kTile, Kind kKind>
+__global__ void __launch_bounds__(kLargeThreads, 1)
+    large(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map,
+          const __grid_constant__ Epilogue e, const __grid_constant__ LargePlan plan) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr LargeTile kT = kLargeTiles[kTile];
+  constexpr uint32_t kSubtiles = kT.subtiles, kRows = kT.rows, kColumns = kT.columns, kStages = kT.stages;
+  constexpr uint32_t kStageBytes = kT.stage_bytes, kXBytes = kRows * kBlockRowBytes;
+  constexpr uint32_t kHalfBytes = kColumns / 2 * kBlockRowBytes;
+  constexpr bool kPingPong = kT.ping_pong;
+
+  extern __shared__ uint8_t dynamic[];
+  __shared__ alignas(8) uint64_t full_barriers[kStages], empty_barriers[kStages];
+  const uint32_t stages = (shared_address(dynamic) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+  const uint32_t full = shared_address(full_barriers), empty = shared_address(empty_barriers);
+  const uint32_t rank = plan.cluster == 1 ? 0 : cluster_rank();
+
+  if (threadIdx.x == 0) {
+    prefetch_map(&x_map);
+    prefetch_map(&weight_map);
+    for (uint32_t s = 0; s < kStages; ++s) {
+      barrier_init(full + 8 * s, 1);
+      barrier_init(empty + 8 * s, (kPingPong ? 4 : 8) * plan.cluster);  // every warp that reads the stage
+    }
+    barrier_init_fence();
+  }
+  let_next_start();
+  if (plan.cluster > 1) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
+  wait_for_inputs();
+
+  const uint32_t work = plan.row_groups * plan.column_tiles;
+  const uint32_t first = blockIdx.x / plan.cluster, step = gridDim.x / plan.cluster;
+  const uint32_t group = threadIdx.x / kGroup;
+
+  if (group == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFewRegisters));
+    if (threadIdx.x == 0) {
+      uint32_t stage = 0, parity = 1;  // an empty ring: the phase before the first counts as over
+      for (uint32_t n = first; n < work; n += step) {
+        const LargePosition tile = tile_position<kRows, kColumns>(plan, n, rank);
+        for (uint32_t k = 0; k < plan.blocks_k; ++k) {
+          const uint32_t to = stages + stage * kStageBytes, barrier = full + 8 * stage;
+          const uint32_t weights = to + kXBytes, column = k * kBlockInputs;
+          barrier_wait(empty + 8 * stage, parity);
+          barrier_expect(barrier, kStageBytes);
+          load_box(to, &x_map, column, tile.row, barrier);
+          if (plan.cluster > 1) {
+            load_box_all(weights + rank * kHalfBytes, &weight_map, column, tile.column + rank * (kColumns / 2), barrier,
+                         3);
+          } else {
+            load_box(weights, &weight_map, column, tile.column, barrier);
+            load_box(weights + kHalfBytes, &weight_map, column, tile.column + kColumns / 2, barrier);
+          }
+          if (++stage == kStages) stage = 0, parity ^= 1;
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kManyRegisters));
+    const uint32_t consumer = group - 1, lane = threadIdx.x % kWarp;
+    const uint32_t tiles = first < work ? (work - first + step - 1) / step : 0;
+    const uint32_t turns = kPingPong ? (tiles + 1) / 2 : tiles;
+    if (kPingPong && consumer == 1 && turns != 0) named_arrive(kTurn, 2 * kGroup);
+
+    for (uint32_t t = 0; t < turns; ++t) {
+      const uint32_t n = kPingPong ? 2 * t + consumer : t;  // of the block's tiles
+      const bool exists = n < tiles;
+      const LargePosition tile = tile_position<kRows, kColumns>(plan, first + (exists ? n : 0) * step, rank);
+      const uint32_t first_row = tile.row + (kPingPong ? 0 : consumer * 64 * kSubtiles);
+      TileEpilogue<kKind, kSubtiles, kColumns> epilogue(e, exists ? first_row : e.rows, tile.column);
+      float sums[kSubtiles][kColumns / 2];
+
+      if constexpr (kPingPong) named_sync(kTurn + consumer, 2 * kGroup);
+      if (exists) {
+        const uint32_t loads = n * plan.blocks_k;  // of the ring, before this tile
+        uint32_t stage = loads % kStages, parity = loads / kStages % 2, before = 0;
+        const uint32_t x_offset = kPingPong ? 0 : consumer * kSubtiles * 64 * kBlockRowBytes;
+        for (uint32_t k = 0; k < plan.blocks_k; ++k) {
+          barrier_wait(full + 8 * stage, parity);
+          const uint64_t x = descriptor(stages + stage * kStageBytes + x_offset);
+          const uint64_t weight = descriptor(stages + stage * kStageBytes + kXBytes);
+          wgmma_fence();
+#pragma unroll
+          for (uint32_t i = 0; i < kBlockInputs / 16; ++i) {
+#pragma unroll
+            for (uint32_t s = 0; s < kSubtiles; ++s)
+              Wgmma<T, kColumns>::run(sums[s], x + s * (64 * kBlockRowBytes >> 4) + i * kStepDescriptor,
+                                      weight + i * kStepDescriptor, k + i);
+          }
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (k != 0 && lane < plan.cluster) barrier_arrive_at(empty + 8 * before, lane);
+          before = stage;
+          if (++stage == kStages) stage = 0, parity ^= 1;
+        }
+        if (kPingPong && (consumer == 0 || t + 1 < turns)) named_arrive(kTurn + 1 - consumer, 2 * kGroup);
+        wgmma_wait<0>();
+        if (lane < plan.cluster) barrier_arrive_at(empty + 8 * before, lane);
+        epilogue.run(sums);
+      }
+    }
+  }
+  // The other block of the cluster may still write to this one's shared memory or arrive at its barriers.
+  if (plan.cluster > 1) {
+    cluster_arrive();
+    cluster_wait();
+  }
+#endif
+}
+
+template <class T, uint32_t kTile>
+LargeKernel large_of(Kind kind) {
+  switch (kind) {
+    case Kind::wide: return large<T, kTile, Kind::wide>;
+    case Kind::wide_gelu: return large<T, kTile, Kind::wide_gelu>;
+    case Kind::narrow: return large<T, kTile, Kind::narrow>;
+    case Kind::narrow_gelu: return large<T, kTile, Kind::narrow_gelu>;
+    default: return large<T, kTile, Kind::rope>;
+  }
+}
+
+template <class T>
+LargeKernel large_of(uint32_t tile, Kind kind) {
+  static_assert(kLargeTileCount == 4);
+  switch (tile) {
+    case 0: return large_of<T, 0>(kind);
+    case 1: return large_of<T, 1>(kind);
+    case 2: return large_of<T, 2>(kind);
+    default: return large_of<T, 3>(kind);
+  }
+}
+
+}  // namespace turboesm::cuda::hopper

@@ -1,0 +1,7 @@
+#include "runtime/cuda/product_hopper_large.cuh"
+
+namespace turboesm::cuda::hopper {
+
+LargeKernel large_kernel_bf16(uint32_t tile, Kind kind) { return large_of<__nv_bfloat16>(tile, kind); }
+
+}  // namespace turboesm::cuda::hopper

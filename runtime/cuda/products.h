@@ -1,0 +1,54 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include <cublasLt.h>
+
+#include "runtime/cuda/handles.h"
+#include "runtime/cuda/product.h"
+
+// How each matrix product is computed: by one of this module's own kernels or one of cuBLASLt's algorithms, whichever
+// was fastest when they were first timed on this device for a product of that kind.
+namespace turboesm::cuda {
+
+class Products {
+ public:
+  Products(const Gpu& gpu, cudaMemPool_t pool);
+  ~Products();
+  Products(const Products&) = delete;
+  Products& operator=(const Products&) = delete;
+
+  // Times the ways to compute such a product, unless one of its kind has been. Reads the operands, writes none of
+  // them. Not during a capture.
+  void prepare(const Product& p, const Launch& place);
+
+  void launch(const Product& p, const Launch& place) const;  // after prepare()
+
+ private:
+  // Products of one kind are computed the same way. Rows are rounded up, so that batches of about one size share it.
+  using Kind = std::tuple<DType, DType, uint32_t, uint32_t, uint32_t, bool, bool, bool, uint32_t>;
+  static Kind kind_of(const Product& p);
+
+  enum class Engine { plain, hopper, cublaslt };
+  struct Choice {
+    Engine engine = Engine::plain;
+    uint32_t variant = 0;              // of the module's own kernels
+    cublasLtMatmulAlgo_t algorithm{};  // of cuBLASLt
+    float microseconds = 0;
+  };
+  std::vector<Choice> candidates(const Product& p) const;
+  void run(const Product& p, const Choice& choice, const Launch& place) const;
+  float time_once(const Product& p, const Choice& choice, const Launch& place) const;  // microseconds
+  float time(const Product& p, const Choice& choice, const Launch& place) const;
+
+  const Gpu& gpu_;
+  cudaMemPool_t pool_;
+  cublasLtHandle_t cublaslt_ = nullptr;
+  std::map<Kind, Choice> chosen_;
+  Stopwatch stopwatch_;
+};
+
+}  // namespace turboesm::cuda

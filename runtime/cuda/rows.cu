@@ -1,0 +1,229 @@
+// Operations on rows of activations (runtime/operations.h): token dropout, embedding, LayerNorm, mean over residues.
+#include <algorithm>
+
+#include "runtime/cuda/kernel_tools.cuh"
+
+namespace turboesm::cuda {
+namespace {
+
+// ---- Token dropout: scale[b] = (1 - 0.12) / (1 - share of <mask>), a warp a sequence
+// ---------------------------------
+
+constexpr float kKeptInTraining = 1.0f - 0.15f * 0.8f;
+
+__global__ void token_dropout(const int32_t* ids, const int32_t* cu_seqlens, float* scale, int32_t mask_id) {
+  wait_for_inputs();
+  let_next_start();
+  const uint32_t b = blockIdx.x;
+  const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+  float masked = 0;  // exact: counts stay below 2^24
+  for (int32_t t = begin + int32_t(threadIdx.x); t < end; t += kWarp) masked += ids[t] == mask_id ? 1.0f : 0.0f;
+  masked = warp_sum(masked);
+  const float length = float(end - begin);
+  if (threadIdx.x == 0) scale[b] = masked == length ? 0.0f : kKeptInTraining / (1.0f - masked / length);
+}
+
+// ---- Embedding, a block a token -------------------------------------------------------------------------------------
+
+constexpr uint32_t kEmbedThreads = 128;
+
+template <class T>
+__global__ void embed(const int32_t* ids, const int32_t* cu_seqlens, const float* scale, const T* table, float* out,
+                      uint32_t sequences, uint32_t vocab, uint32_t width, int32_t mask_id, int32_t unk_id) {
+  wait_for_inputs();
+  let_next_start();
+  const uint32_t t = blockIdx.x;
+  const int32_t id = ids[t];
+  const uint32_t row = id >= 0 && uint32_t(id) < vocab ? uint32_t(id) : uint32_t(unk_id);
+  float factor = 1;
+  if (scale) factor = id == mask_id ? 0.0f : scale[sequence_of(cu_seqlens, sequences, t)];
+  for (uint32_t i = 2 * threadIdx.x; i < width; i += 2 * kEmbedThreads) {
+    const float2 value = load2(table + uint64_t(row) * width + i);
+    store2(out + uint64_t(t) * width + i, {value.x * factor, value.y * factor});
+  }
+}
+
+// ---- LayerNorm (Ba et al. 2016)
+// -------------------------------------------------------------------------------------- The variance is that of the
+// deviations: E[x^2] - mean^2 would cancel where |mean| is large. A row is kept in registers, HELD fours or pairs a
+// thread, by a warp or by a block of several.
+
+// The sum over a block of `warps` warps, in every thread. `shared` holds a value for each warp.
+__device__ float block_sum(float value, uint32_t warps, float* shared) {
+  value = warp_sum(value);
+  if (warps == 1) return value;
+  __syncthreads();  // the values of the sum before have been read
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float sum = 0;
+  for (uint32_t i = 0; i < warps; ++i) sum += shared[i];
+  return sum;
+}
+
+template <uint32_t N>
+__device__ __forceinline__ void load_values(const float* source, float (&values)[N]) {
+  if constexpr (N == 4) {
+    const float4 v = load4(source);
+    values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+  } else {
+    const float2 v = load2(source);
+    values[0] = v.x, values[1] = v.y;
+  }
+}
+
+template <class Y, uint32_t N, uint32_t HELD>
+__global__ void layer_norm(const float* x, const float* weight, const float* bias, Y* y, uint32_t rows, uint32_t width,
+                           float epsilon) {
+  __shared__ float shared[kWarp];
+  const uint32_t row = blockIdx.x * blockDim.y + threadIdx.y, threads = blockDim.x;
+  float w[HELD][N], b[HELD][N];
+#pragma unroll
+  for (uint32_t i = 0; i < HELD; ++i) {
+    const uint32_t column = N * (threadIdx.x + i * threads);
+    if (column >= width) continue;
+    load_values<N>(weight + column, w[i]);
+    load_values<N>(bias + column, b[i]);
+  }
+  wait_for_inputs();
+  let_next_start();
+  if (row >= rows) return;  // whole warps: a block of several has one row
+  const float* source = x + uint64_t(row) * width;
+  float held[HELD][N];
+  float sum = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < HELD; ++i) {
+    const uint32_t column = N * (threadIdx.x + i * threads);
+    if (column < width) {
+      load_values<N>(source + column, held[i]);
+    } else {
+#pragma unroll
+      for (uint32_t j = 0; j < N; ++j) held[i][j] = 0;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < N; ++j) sum += held[i][j];
+  }
+  const float mean = block_sum(sum, threads / kWarp, shared) / float(width);
+  float squares = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < HELD; ++i) {
+    if (N * (threadIdx.x + i * threads) >= width) continue;
+#pragma unroll
+    for (uint32_t j = 0; j < N; ++j) {
+      held[i][j] -= mean;
+      squares = fmaf(held[i][j], held[i][j], squares);
+    }
+  }
+  const float variance = block_sum(squares, threads / kWarp, shared) / float(width);
+  const float factor = 1.0f / sqrtf(variance + epsilon);
+#pragma unroll
+  for (uint32_t i = 0; i < HELD; ++i) {
+    const uint32_t column = N * (threadIdx.x + i * threads);
+    if (column >= width) continue;
+#pragma unroll
+    for (uint32_t j = 0; j < N; ++j) held[i][j] = fmaf(held[i][j] * factor, w[i][j], b[i][j]);
+    Y* destination = y + uint64_t(row) * width + column;
+    if constexpr (N == 4)
+      store4(destination, {held[i][0], held[i][1], held[i][2], held[i][3]});
+    else
+      store2(destination, {held[i][0], held[i][1]});
+  }
+}
+
+// Rows that no number of registers holds are read three times.
+template <class Y>
+__global__ void layer_norm_wide(const float* x, const float* weight, const float* bias, Y* y, uint32_t width,
+                                float epsilon) {
+  __shared__ float shared[kWarp];
+  wait_for_inputs();
+  let_next_start();
+  const float* source = x + uint64_t(blockIdx.x) * width;
+  const uint32_t warps = blockDim.x / kWarp;
+  float sum = 0;
+  for (uint32_t i = threadIdx.x; i < width; i += blockDim.x) sum += source[i];
+  const float mean = block_sum(sum, warps, shared) / float(width);
+  float squares = 0;
+  for (uint32_t i = threadIdx.x; i < width; i += blockDim.x)
+    squares = fmaf(source[i] - mean, source[i] - mean, squares);
+  const float variance = block_sum(squares, warps, shared) / float(width);
+  const float factor = 1.0f / sqrtf(variance + epsilon);
+  for (uint32_t i = threadIdx.x; i < width; i += blockDim.x)
+    y[uint64_t(blockIdx.x) * width + i] = from_float<Y>(fmaf((source[i] - mean) * factor, weight[i], bias[i]));
+}
+
+constexpr uint32_t kMostHeld = 5;
+
+template <class Y, uint32_t N, uint32_t HELD = 1>
+void launch_layer_norm(const LayerNorm& a, const Launch& l, uint32_t warps, uint32_t held) {
+  if constexpr (HELD < kMostHeld) {
+    if (held > HELD) return launch_layer_norm<Y, N, HELD + 1>(a, l, warps, held);
+  }
+  const uint32_t rows_of_block = warps == 1 ? 4 : 1;
+  start(layer_norm<Y, N, HELD>, blocks_of(a.rows, rows_of_block), dim3(warps * kWarp, rows_of_block), 0, l,
+        pointer<const float>(a.x), pointer<const float>(a.weight), pointer<const float>(a.bias), pointer<Y>(a.y),
+        a.rows, a.width, a.epsilon);
+}
+
+// ---- Mean over residues ---------------------------------------------------------------------------------------------
+// A block takes 32 columns of one sequence; 8 warps take every eighth row, so that the order of the additions depends
+// on the sequence alone.
+
+constexpr uint32_t kPoolWarps = 8;
+
+__global__ void pool_mean(const float* x, const int32_t* cu_seqlens, float* out, uint32_t width) {
+  __shared__ float partial[kPoolWarps][kWarp];
+  wait_for_inputs();
+  let_next_start();
+  const uint32_t column = blockIdx.x * kWarp + threadIdx.x, b = blockIdx.y;
+  const uint32_t begin = uint32_t(cu_seqlens[b]), end = uint32_t(cu_seqlens[b + 1]);
+  const uint32_t residues = end - begin > 2 ? end - begin - 2 : 0;
+  float sum = 0;
+  if (column < width)
+    for (uint32_t i = threadIdx.y; i < residues; i += kPoolWarps) sum += x[uint64_t(begin + 1 + i) * width + column];
+  partial[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= width) return;
+  for (uint32_t i = 1; i < kPoolWarps; ++i) sum += partial[i][threadIdx.x];
+  out[uint64_t(b) * width + column] = residues == 0 ? 0.0f : sum / float(residues);
+}
+
+}  // namespace
+
+void launch(const TokenDropout& a, const Launch& l) {
+  start(token_dropout, a.sequences, kWarp, 0, l, pointer<const int32_t>(a.ids), pointer<const int32_t>(a.cu_seqlens),
+        pointer<float>(a.scale), a.mask_id);
+}
+
+void launch(const Embed& a, const Launch& l) {
+  with_type(a.table.dtype, [&](auto type) {
+    using T = decltype(type);
+    start(embed<T>, a.tokens, kEmbedThreads, 0, l, pointer<const int32_t>(a.ids), pointer<const int32_t>(a.cu_seqlens),
+          pointer<const float>(a.scale), pointer<const T>(a.table), pointer<float>(a.out), a.sequences, a.vocab,
+          a.width, a.mask_id, a.unk_id);
+  });
+}
+
+void launch(const LayerNorm& a, const Launch& l) {
+  with_type(a.y.dtype, [&](auto type) {
+    using Y = decltype(type);
+    const uint32_t n = a.width % 4 == 0 ? 4 : 2, items = a.width / n;
+    // Few rows: more threads a row, since what counts is how long one takes.
+    const uint32_t least = a.rows < 4 * l.gpu.multiprocessors ? 4 : 1;
+    uint32_t warps = 1;
+    while (warps < 8 && (warps < least || items > kMostHeld * warps * kWarp) && items > warps * kWarp) warps *= 2;
+    const uint32_t held = blocks_of(items, warps * kWarp);
+    if (held > kMostHeld)
+      return start(layer_norm_wide<Y>, a.rows, 512, 0, l, pointer<const float>(a.x), pointer<const float>(a.weight),
+                   pointer<const float>(a.bias), pointer<Y>(a.y), a.width, a.epsilon);
+    if (n == 4)
+      launch_layer_norm<Y, 4>(a, l, warps, held);
+    else
+      launch_layer_norm<Y, 2>(a, l, warps, held);
+  });
+}
+
+void launch(const PoolMean& a, const Launch& l) {
+  start(pool_mean, dim3(blocks_of(a.width, kWarp), a.sequences), dim3(kWarp, kPoolWarps), 0, l,
+        pointer<const float>(a.x), pointer<const int32_t>(a.cu_seqlens), pointer<float>(a.out), a.width);
+}
+
+}  // namespace turboesm::cuda
