@@ -5,6 +5,8 @@
 #include <chrono>
 #include <numeric>
 
+#include "model/decoder.h"
+#include "model/plan.h"
 #include "model/tokenizer.h"
 #include "runtime/random.h"
 
@@ -262,6 +264,45 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
     for (int i = 0; i < 3; ++i) device.wait(device.submit(*profiled));
     bench.profile.add(operations, profiled->operation_seconds());
   }
+  return bench;
+}
+
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt,
+                             uint32_t length) {
+  constexpr uint32_t kMaxTokens = 16384;  // of a batch of prompts
+  const Esm2Config& config = model.config();
+  // One layer's tables serve for all: random statistics are as good for one as for another.
+  Esm2Config single = config;
+  single.layers = 1;
+  KvTables tables = random_kv_tables(preset, single);
+  tables.layers.resize(tables.shared ? 1 : config.layers, tables.layers.front());
+
+  GenerateBench bench{.sequences = sequences, .prompt = prompt, .length = length};
+  bench.planned_bytes = plan_memory(config, model.weights().dtype(), BatchShape::uniform(sequences, length), {},
+                                    model.device().info(), &tables)
+                            .total();
+  Decoder decoder(model, tables, {.sequences = sequences, .capacity = length});
+  bench.cache_bytes = kv_cache_bytes(preset.format(), config, sequences, length);
+  std::vector<DecodeTask> tasks(sequences);
+  for (uint32_t b = 0; b < sequences; ++b) {
+    DecodeTask& task = tasks[b];
+    for (uint32_t i = 0; i < length; ++i)
+      (i < prompt ? task.prompt : task.forced).push_back(int32_t(4 + pcg_hash(b * length + i) % 20));
+    task.prompt.front() = Tokenizer::kCls;
+    task.limit = length;
+  }
+  const auto seconds_since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
+  const Clock::time_point start = Clock::now();
+  decoder.start(tasks, kMaxTokens);
+  bench.prefill_seconds = seconds_since(start);
+  bench.steps = length - prompt;
+  const Clock::time_point begin = Clock::now();
+  Ticket last = 0;
+  for (uint64_t step = 0; step < bench.steps; ++step) last = decoder.submit();
+  decoder.wait(last);
+  bench.decode_seconds = seconds_since(begin);
   return bench;
 }
 

@@ -79,6 +79,19 @@ struct DecodeBench {
 DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeShape& shape, DType dtype,
                          const BenchOptions& options);
 
+struct GenerateBench {
+  uint32_t sequences = 0, prompt = 0, length = 0;  // tokens, <cls> counted
+  double prefill_seconds = 0;                      // filling the cache from the prompts
+  double decode_seconds = 0;                       // of all steps, as the caller waits
+  uint64_t steps = 0;
+  uint64_t cache_bytes = 0;
+  uint64_t planned_bytes = 0;  // plan_memory()'s total for these sequences
+  double residues_per_second() const { return double(steps) * sequences / decode_seconds; }
+};
+// Decodes `sequences` sequences, all at once, from `prompt` to `length` tokens on a cache of this preset. What is drawn
+// is replaced by fixed random residues, so that none ends early.
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length);
+
 // The tables of a preset for a model that has no calibration, from random statistics: right in size and form.
 KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config);
 

@@ -18,7 +18,7 @@ struct Options {
   uint32_t rows = 16384, inputs = 1280, outputs = 5120;
   bool gelu = false;
   std::string size;
-  uint32_t batch = 1, length = 1024, seed = 1;
+  uint32_t batch = 1, length = 1024, prompt = 1, seed = 1;
   std::string kv;
   DecodeShape decode;
 };
@@ -143,6 +143,43 @@ void run_prefill(const Options& o) {
   if (o.common.profile) print_profile(filling ? filling->profile : bench.profile);
 }
 
+void run_generate(const Options& o) {
+  check_batch(o.batch, o.length);
+  if (o.prompt < 1 || o.prompt >= o.length)
+    throw_error(ErrorKind::usage, "--prompt {}: at least 1 token, <cls>, and fewer than --length {}", o.prompt,
+                o.length);
+  const KvPreset preset = parse_kv_preset(o.kv);
+  const Esm2Config config = o.common.config_of(o.size);
+  const std::unique_ptr<Device> device = o.common.open();
+  Esm2 model(*device, Esm2Weights::random(*device, config, o.common.parsed_dtype(), o.seed));
+  const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length);
+  const MemoryReport memory = device->memory();
+  nlohmann::json json = header(*device);
+  json["generate"] = {{"size", o.size},
+                      {"dtype", o.common.dtype},
+                      {"kv", preset.name},
+                      {"batch", bench.sequences},
+                      {"prompt", bench.prompt},
+                      {"length", bench.length},
+                      {"steps", bench.steps},
+                      {"prefill_s", bench.prefill_seconds},
+                      {"decode_s", bench.decode_seconds},
+                      {"residues_per_second", bench.residues_per_second()},
+                      {"cache_bytes", bench.cache_bytes},
+                      {"planned_bytes", bench.planned_bytes}};
+  json["memory"] = cli::to_json(memory);
+  o.common.write_json(json);
+  if (o.common.json_on_stdout()) return;
+  fmt::print("generate {} {}, {} sequences from {} to {} tokens on {} (random weights)\n",
+             o.size.empty() ? "model" : o.size, o.common.dtype, bench.sequences, bench.prompt, bench.length,
+             preset.name);
+  fmt::print("  {} a step, {} residues/s; prompts {}\n", format_ms(bench.decode_seconds / double(bench.steps)),
+             format_count(bench.residues_per_second()), format_ms(bench.prefill_seconds));
+  fmt::print("  memory {} at most, planned {} ({:+.1f} %); cache {}\n", format_bytes(memory.total.peak),
+             format_bytes(bench.planned_bytes), 100 * (double(memory.total.peak) / double(bench.planned_bytes) - 1),
+             format_bytes(bench.cache_bytes));
+}
+
 nlohmann::json to_json(const DecodeBench& bench, double copy) {
   return {{"kv", bench.preset.name},
           {"bits_per_value", kv_bits_per_value(bench.preset.format(), bench.shape.head_dim)},
@@ -229,6 +266,19 @@ void add_bench(CLI::App& app) {
   prefill->common.add_profile(*command);
   add_timing(*command, *prefill);
   command->callback([prefill] { run_prefill(*prefill); });
+
+  auto generate = std::make_shared<Options>();
+  generate->kv = kDefaultKvPreset;
+  command = bench->add_subcommand("generate", "Decoding on a KV cache, the whole model, with random weights");
+  command->add_option("--size", generate->size, "8M, 35M, 150M, 650M, 3B or 15B (default: the sizes of --model)");
+  command->add_option("--batch", generate->batch, "Sequences at once")->capture_default_str();
+  command->add_option("--prompt", generate->prompt, "Tokens that a sequence begins with, <cls> counted")
+      ->capture_default_str();
+  command->add_option("--length", generate->length, "Tokens at which it ends")->capture_default_str();
+  command->add_option("--kv", generate->kv, "Preset of the KV cache")->capture_default_str()->type_name("PRESET");
+  command->add_option("--seed", generate->seed, "Of the random weights")->capture_default_str();
+  generate->common.add_usual(*command);
+  command->callback([generate] { run_generate(*generate); });
 
   auto decode = std::make_shared<Options>();
   decode->kv = kDefaultKvPreset;

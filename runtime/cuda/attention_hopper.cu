@@ -521,9 +521,18 @@ bool launch_tiling(const Attention& a, const Launch& l) {
 using Tiling64 = Tiling<64, 2, 64, 3, 2>;
 using Tiling128 = Tiling<128, 2, 128, 3, 1>;
 
+using Tiling64Few = Tiling<64, 1, 64, 3, 3>;  // for few blocks, which it makes twice as many
+constexpr uint32_t kFewWaves = 4;             // blocks of Tiling64 to a multiprocessor that are few
+
+uint64_t blocks(const Attention& a, uint32_t warpgroups) {
+  return uint64_t(blocks_of(a.max_length, warpgroups * kRows)) * a.heads * a.sequences;
+}
+
 template <class T>
 bool launch_type(const Attention& a, const Launch& l) {
-  return a.head_dim == 64 ? launch_tiling<T, Tiling64>(a, l) : launch_tiling<T, Tiling128>(a, l);
+  if (a.head_dim == 128) return launch_tiling<T, Tiling128>(a, l);
+  if (blocks(a, 2) < kFewWaves * l.gpu.multiprocessors) return launch_tiling<T, Tiling64Few>(a, l);
+  return launch_tiling<T, Tiling64>(a, l);
 }
 
 }  // namespace
@@ -532,7 +541,7 @@ bool launch_hopper_attention(const Attention& a, const Launch& l) {
   if (!l.gpu.matrix_cores || a.q.dtype == DType::f32 || l.gpu.compute_capability != 90) return false;
   if (a.head_dim != 64 && a.head_dim != 128) return false;
   // Fewer blocks would leave multiprocessors idle; smaller ones fill them better.
-  if (uint64_t(blocks_of(a.max_length, 2 * kRows)) * a.heads * a.sequences < l.gpu.multiprocessors) return false;
+  if (blocks(a, a.head_dim == 64 ? 1 : 2) < l.gpu.multiprocessors) return false;
   if (encode_function() == nullptr) return false;
   return a.q.dtype == DType::f16 ? launch_type<__half>(a, l) : launch_type<__nv_bfloat16>(a, l);
 }

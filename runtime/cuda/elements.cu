@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/product.h"
 #include "runtime/cuda/random.cuh"
 
 namespace turboesm::cuda {
@@ -63,6 +64,14 @@ void launch(const RandomNormal& a, const Launch& l) {
     using T = decltype(type);
     const uint32_t pairs = uint32_t(a.out.count / 2);
     start(random_normal<T>, blocks_for(pairs, l), kThreads, 0, l, pointer<T>(a.out), pairs, a.seed, a.stddev);
+  });
+}
+
+void fill_random(void* out, uint64_t count, DType dtype, const Launch& l) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    const uint32_t pairs = uint32_t(count / 2);
+    start(random_normal<T>, blocks_for(pairs, l), kThreads, 0, l, static_cast<T*>(out), pairs, 1u, 1.0f);
   });
 }
 

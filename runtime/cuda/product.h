@@ -26,7 +26,10 @@ struct Product {
 Product product_of(const Linear& a);
 Product product_of(const QkvRope& a);
 
-// One thread an element pair and the CUDA cores' fp32 arithmetic: any type and shape.
+// `count` numbers of N(0, 1), an even number of them, as RandomNormal makes them (elements.cu).
+void fill_random(void* out, uint64_t count, DType dtype, const Launch& l);
+
+// On the CUDA cores, in fp32: any type and shape.
 void launch_plain(const Product& p, const Launch& l);
 
 // What cuBLASLt has no epilogue for: the rows [first, first + rows) of y from `sums` [rows, outputs], products without

@@ -232,29 +232,35 @@ void Products::prepare(const Product& p, const Launch& place) {
   if (p.rows == 0 || p.outputs == 0 || chosen_.contains(kind)) return;
   std::vector<Choice> choices = candidates(p);
   if (choices.size() > 1) {
-    // Results go to memory of their own, for the operands' is not written before the recording runs; until then
-    // positions may be anything, too.
+    // Activations have memory of their own: the operands' holds nothing yet, and may not be written before the recording
+    // runs. Zeros would be multiplied faster than numbers are.
     Product trial = p;
-    const uint64_t element = p.residual ? 4 : size_of(p.y_dtype);  // y stands for the residual, too
-    const uint64_t y_bytes = (uint64_t(p.rows) * p.outputs * element + 15) / 16 * 16;
-    const uint64_t bytes = y_bytes + (p.positions ? uint64_t(p.rows) * 4 : 0);
-    const cudaError_t result = cudaMallocFromPoolAsync(&trial.y, bytes, pool_, place.stream);
+    const auto aligned = [](uint64_t bytes) { return (bytes + 255) / 256 * 256; };
+    const uint64_t x_count = (uint64_t(p.rows) * p.inputs + 1) / 2 * 2;
+    const uint64_t x_bytes = aligned(x_count * size_of(p.dtype));
+    const uint64_t y_bytes = aligned(uint64_t(p.rows) * p.outputs * (p.residual ? 4 : size_of(p.y_dtype)));
+    const uint64_t bytes = x_bytes + y_bytes + (p.positions ? uint64_t(p.rows) * 4 : 0);
+    void* memory = nullptr;
+    const cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool_, place.stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       chosen_.insert_or_assign(kind, choices.front());  // no room to try them
       return;
     }
     cuda::require(result, "cudaMallocFromPoolAsync");
-    cuda::require(cudaMemsetAsync(trial.y, 0, bytes, place.stream), "cudaMemsetAsync");
+    cuda::require(cudaMemsetAsync(memory, 0, bytes, place.stream), "cudaMemsetAsync");
+    std::byte* at = static_cast<std::byte*>(memory);
+    fill_random(at, x_count, p.dtype, place);
+    trial.x = at;
+    trial.y = at + x_bytes;
     if (p.residual) trial.residual = static_cast<const float*>(trial.y);
-    if (p.positions)
-      trial.positions = reinterpret_cast<const int32_t*>(static_cast<const std::byte*>(trial.y) + y_bytes);
+    if (p.positions) trial.positions = reinterpret_cast<const int32_t*>(at + x_bytes + y_bytes);
     for (Choice& choice : choices) choice.microseconds = time_once(trial, choice, place);
     std::ranges::stable_sort(choices, {}, &Choice::microseconds);
     std::erase_if(choices, [](const Choice& choice) { return std::isinf(choice.microseconds); });
     choices.resize(std::min(choices.size(), kFinalists));
     for (Choice& choice : choices) choice.microseconds = time(trial, choice, place);
-    cuda::require(cudaFreeAsync(trial.y, place.stream), "cudaFreeAsync");
+    cuda::require(cudaFreeAsync(memory, place.stream), "cudaFreeAsync");
     if (choices.empty()) choices.push_back({.engine = Engine::plain});
   }
   chosen_[kind] = *std::ranges::min_element(choices, {}, &Choice::microseconds);

@@ -152,5 +152,19 @@ TEST_CASE("plan and bench decode know the cache", "[cli]") {
   CHECK(decode[1]["cache_bytes"] == 2 * 70 * 2 * 24 * 7 / 8);  // 4 and 3 bits, no scales
 }
 
+TEST_CASE("bench generate decodes to the length asked for, in the memory that was planned", "[cli]") {
+  const ProcessResult bench = run({"bench", "generate", "--kv", "turbo", "--batch", "3", "--prompt", "5", "--length",
+                                   "20", "--device", "cpu", "--json", "-", "-q"});
+  INFO(bench.err);
+  REQUIRE(bench.exit_code == 0);
+  const nlohmann::json report = nlohmann::json::parse(bench.out);
+  const nlohmann::json& generate = report["generate"];
+  CHECK(generate["steps"] == 15);
+  CHECK(generate["residues_per_second"].get<double>() > 0);
+  const double planned = generate["planned_bytes"], peak = report["memory"]["total"]["peak"];
+  CHECK(std::abs(peak / planned - 1) < 0.05);
+  check_refusal(run({"bench", "generate", "--prompt", "8", "--length", "8", "--device", "cpu"}), 2, {"--prompt 8"});
+}
+
 }  // namespace
 }  // namespace turboesm

@@ -34,6 +34,20 @@ def median_us(run, repeats):
     return sorted(times)[len(times) // 2]
 
 
+def attention_us(batch, context, heads, head_dim, repeats):
+    """Microseconds of each backend that takes the shape."""
+    make = lambda length: torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.float16)
+    q, k, v = make(1), make(context), make(context)
+    results = {}
+    for name, backend in BACKENDS.items():
+        try:
+            with sdpa_kernel(backend):
+                results[name] = median_us(lambda: F.scaled_dot_product_attention(q, k, v), repeats)
+        except RuntimeError:  # this backend does not take the shape
+            pass
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--heads", type=int, default=20)
@@ -44,15 +58,7 @@ def main():
     print(torch.__version__, torch.cuda.get_device_name())
     for shape in args.shapes.split(","):
         batch, context = map(int, shape.split("x"))
-        make = lambda length: torch.randn(batch, args.heads, length, args.head_dim, device="cuda", dtype=torch.float16)
-        q, k, v = make(1), make(context), make(context)
-        results = {}
-        for name, backend in BACKENDS.items():
-            try:
-                with sdpa_kernel(backend):
-                    results[name] = median_us(lambda: F.scaled_dot_product_attention(q, k, v), args.repeats)
-            except RuntimeError:  # this backend does not take the shape
-                pass
+        results = attention_us(batch, context, args.heads, args.head_dim, args.repeats)
         best = min(results, key=results.get)
         print(f"{shape}: best {best} {results[best]:.1f} us  " + "  ".join(f"{n} {t:.1f}" for n, t in results.items()))
 

@@ -3,7 +3,8 @@
     python tests/peers/prefill.py --size 650M --dtype bf16 --batch 16 --length 1024 --modes eager,sdpa,compile
 
 Prints the median, fastest and slowest of CUDA-event timings after a warm-up. Needs torch with CUDA and transformers;
-nothing else in the project needs this script.
+nothing else in the project needs this script. With --wait it says "ready" when a model is compiled and warm, and times
+it when it is given a line on standard input, so that compare.py can let many compile at once and time one at a time.
 """
 
 import argparse
@@ -47,11 +48,14 @@ def random_batch(batch, length):
     return ids
 
 
-def milliseconds(run, seconds):
-    """Median, fastest and slowest of single runs, at least 5, for about this long."""
+def warm_up(run):
     for _ in range(3):
         run()
     torch.cuda.synchronize()
+
+
+def milliseconds(run, seconds):
+    """Median, fastest and slowest of single runs, at least 5, for about this long."""
     times, start = [], time.monotonic()
     while len(times) < 5 or time.monotonic() - start < seconds:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -72,6 +76,7 @@ def main():
     parser.add_argument("--length", type=int, default=145, help="tokens, <cls> and <eos> counted")
     parser.add_argument("--modes", default="eager,sdpa,compile", help="comma-separated; compile is sdpa, reduce-overhead")
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--wait", action="store_true")
     arguments = parser.parse_args()
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -82,7 +87,12 @@ def main():
         if mode == "compile":
             model = torch.compile(model, mode="reduce-overhead", fullgraph=False)
         with torch.inference_mode():
-            median, fastest, slowest = milliseconds(lambda: model(ids).logits, arguments.seconds)
+            run = lambda: model(ids).logits
+            warm_up(run)
+            if arguments.wait:
+                print("ready", flush=True)
+                input()
+            median, fastest, slowest = milliseconds(run, arguments.seconds)
         print(
             f"{arguments.size} {arguments.dtype} {arguments.batch}x{arguments.length} {mode}: "
             f"{median:.3f} ms ({fastest:.3f} to {slowest:.3f})",
