@@ -95,7 +95,8 @@ macro(turboesm_add_cuda_module)
   endif()
   set_target_properties(turboesm_cuda PROPERTIES
     CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}
+    INSTALL_RPATH_USE_LINK_PATH ON)  # cuBLASLt is where the toolkit is
   # Packed bits are decided by products that are rounded before they are added.
   set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cuda/kv_append.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
   install(TARGETS turboesm_cuda LIBRARY DESTINATION ${TURBOESM_MODULE_DIR})

@@ -28,15 +28,17 @@ int main(int argc, char** argv) {
       (test_program.parent_path() / "turboesm").replace_extension(test_program.extension()).string();
 
   Catch::Session session;
-  bool no_validation = false;
+  bool no_validation = false, no_large = false;
   std::string source_dir = options.source_dir.string();
   session.cli(session.cli() |
               Opt(options.device, "SPEC")["--device"]("device that conformance and golden tests run on") |
               Opt(no_validation)["--no-validation"]("without Vulkan's validation layers") |
+              Opt(no_large)["--no-large"]("without the large shapes that only GPUs are asked for, as for a sanitizer") |
               Opt(options.turboesm_binary, "FILE")["--binary"]("the turboesm program that the cli tests run") |
               Opt(source_dir, "DIR")["--source-dir"]("the project's root, for fixtures and the default model"));
   if (const int status = session.applyCommandLine(argc, argv); status != 0) return status;
   options.validation = !no_validation;
+  options.large = !no_large;
   options.source_dir = source_dir;
   return session.run();
 }

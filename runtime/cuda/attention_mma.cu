@@ -4,6 +4,8 @@
 //   q, k, v [tokens, heads, head_dim] f16 or bf16, cu_seqlens [sequences + 1] i32 -> out [tokens, heads, head_dim] any
 //   head_dim is a multiple of 8, at most 256, and counts as the next kDim, with zeros; q is already scaled
 //
+// Few and short sequences have a kernel of their own, without tiles (Short sequences, below).
+//
 // A block takes 16 x kRowWarps queries of one head and sequence (grid: query tiles, heads, sequences) and walks over
 // the sequence's keys in tiles of kKeys, whose keys and values wait in shared memory, one tile ahead. A warp has 16
 // queries, in registers as fragments, and of every tile kKeys / kKeyWarps keys. Warps of the same queries (kKeyWarps of
@@ -17,7 +19,9 @@
 //   C (16 x 8)   c0, c1 (g, 2t..)  c2, c3 (g + 8, 2t..)
 // Rows of a tile in shared memory are 16 bytes longer than kDim, so that the eight rows that ldmatrix reads at once
 // lie in different banks.
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "runtime/cuda/attention.cuh"
 
@@ -65,6 +69,14 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], cons
                : "memory");
 }
 
+// Two of them; the addresses are of the lanes below 16.
+__device__ __forceinline__ void load_two_matrices_transposed(uint32_t (&to)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(to[0]), "=r"(to[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 // c += a b
 template <class T>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -92,6 +104,13 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
+// 1 / x within 1 unit in the last place, of an x that is no subnormal number.
+__device__ __forceinline__ float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // The largest, or sum, over the four lanes that share a fragment's row.
 __device__ __forceinline__ float quad_max(float value) {
   value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 1));
@@ -102,7 +121,7 @@ __device__ __forceinline__ float quad_sum(float value) {
   return value + __shfl_xor_sync(kAllLanes, value, 2);
 }
 
-// ---- The kernel -----------------------------------------------------------------------------------------------------
+// ---- Sequences of any length ----------------------------------------------------------------------------------------
 
 template <uint32_t dim, uint32_t row_warps, uint32_t key_warps, uint32_t keys>
 struct Tiling {
@@ -337,6 +356,246 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) mma_attentio
   }
 }
 
+// ---- Short sequences ------------------------------------------------------------------------------------------------
+// Where there are few and short sequences what counts is how long one block takes, so everything is loaded at once, and
+// the block's warps meet once. A block takes 16 queries of one head and sequence, or 32 (blockDim.y 16's). Every 16
+// have four warps. First each has the scores of every fourth step of 16 keys: keys and queries go from global memory
+// straight into fragments, since the order of the summands of a dot product is free: lane t of a quad has the dims
+// kPiece (4 p + t) .. + kPiece of piece p, of A and B alike, and every step of mma takes the next two pairs of them.
+// Weights go to shared memory, as fragments A, and with them each row's largest score among the warp's keys, which they
+// are relative to, and each lane's sum of them. Then each warp has a quarter of the columns of the result, for all
+// keys: those of each warp of the first half in a sum of its own, which the rows' factors then put together.
+
+constexpr uint32_t kStepKeys = 16;   // of a step of mma over keys
+constexpr uint32_t kShortWarps = 4;  // of 16 queries
+constexpr uint32_t kShortThreads = kShortWarps * kWarp;
+constexpr uint32_t kShortMostTiles = 2;  // of 16 queries, in a block
+constexpr uint32_t kShortMostSteps = 4;  // of a warp's keys
+
+template <uint32_t dim, uint32_t steps>
+struct ShortTiling {
+  static constexpr uint32_t kDim = dim, kSteps = steps;  // steps of 16 keys that a warp has
+  static constexpr uint32_t kAllSteps = kShortWarps * kSteps, kKeys = kStepKeys * kAllSteps;
+  static constexpr uint32_t kPitch = kDim + kChunk;                       // of a row of values, in elements
+  static constexpr uint32_t kPairs = kDim / 8;                            // of a row's elements, that a lane multiplies
+  static constexpr uint32_t kColumns = kDim < 32 ? 1 : kDim / 32;         // of 8: of the result, that a warp has
+  static constexpr uint32_t kSumPitch = kShortWarps * 4 + 4;              // of a row's sums of weights: no bank twice
+  static constexpr uint32_t kValueBytes = kKeys * kPitch * 2;             // [kKeys][kPitch] T
+  static constexpr uint32_t kWeightBytes = kAllSteps * kWarp * 16;        // [kAllSteps][lane] fragments A
+  static constexpr uint32_t kSumBytes = kWarpRows * kSumPitch * 4;        // [16][kShortWarps][lane of a quad] f32
+  static constexpr uint32_t kLargestBytes = kWarpRows * kShortWarps * 4;  // [16][kShortWarps] f32
+  static constexpr uint32_t kTileBytes = kWeightBytes + kSumBytes + kLargestBytes;  // of 16 queries
+};
+
+// What the lane multiplies of a row of q or k; zeros at head_dim and beyond, and where there is no row.
+template <class T, uint32_t kDim>
+__device__ __forceinline__ void load_row(uint32_t (&to)[kDim / 8], const T* row, bool valid, uint32_t head_dim) {
+  constexpr uint32_t kPiece = kDim < 32 ? 4 : 8;  // elements that are loaded at once
+  using Piece = std::conditional_t<kPiece == 4, uint2, uint4>;
+#pragma unroll
+  for (uint32_t p = 0; p < kDim / (4 * kPiece); ++p) {
+    const uint32_t dim = kPiece * (4 * p + threadIdx.x % 4);
+    Piece piece{};
+    if (valid && dim < head_dim) piece = *reinterpret_cast<const Piece*>(row + dim);
+    to[p * (kPiece / 2)] = piece.x;
+    to[p * (kPiece / 2) + 1] = piece.y;
+    if constexpr (kPiece == 8) {
+      to[p * 4 + 2] = piece.z;
+      to[p * 4 + 3] = piece.w;
+    }
+  }
+}
+
+// Calls body(row, dim) for each chunk of the values that this thread copies. A loop, since the compiler would put off
+// copies until after the scores, and they take no longer than what they are issued behind.
+template <class Tile, class Body>
+__device__ __forceinline__ void for_chunks(const Body& body) {
+  constexpr uint32_t kChunks = Tile::kDim / kChunk, kRows = kShortThreads / kChunks;
+  const uint32_t dim = threadIdx.x % kChunks * kChunk;
+#pragma unroll 1
+  for (uint32_t row = threadIdx.y * kRows + threadIdx.x / kChunks; row < Tile::kKeys; row += blockDim.y * kRows)
+    body(row, dim);
+}
+
+// The first half: the weights of the warp's keys, of which the sequence has `keys` from its first on (maybe none), and
+// what goes with them.
+template <class T, class Tile>
+__device__ __forceinline__ void weigh(const uint32_t (&query)[2][Tile::kPairs],
+                                      const uint32_t (&key)[Tile::kSteps][2][Tile::kPairs], int32_t keys,
+                                      uint4* weights, float* weight_sums, float* largest) {
+  constexpr uint32_t kSteps = Tile::kSteps;
+  const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  float scores[kSteps][2][4] = {};
+#pragma unroll
+  for (uint32_t pair = 0; pair < Tile::kPairs; pair += 2) {
+    const uint32_t a[4] = {query[0][pair], query[1][pair], query[0][pair + 1], query[1][pair + 1]};
+#pragma unroll
+    for (uint32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half)
+        multiply<T>(scores[step][half], a, key[step][half][pair], key[step][half][pair + 1]);
+    }
+  }
+
+  const int32_t left = keys - int32_t(2 * (lane % 4));  // from this lane's first on
+#pragma unroll
+  for (uint32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i)
+      if (int32_t(kStepKeys * kShortWarps * step + 8 * (i / 4) + i % 2) >= left)
+        scores[step][i / 4][i % 4] = minus_infinity();
+  }
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {  // rows g and g + 8
+    float most = minus_infinity(), sum = 0;
+#pragma unroll
+    for (uint32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) most = fmaxf(most, scores[step][i / 2][2 * half + i % 2]);
+    }
+    most = quad_max(most) * kLog2E;
+    const uint32_t row = 8 * half + lane / 4;
+    if (lane % 4 == 0) largest[row * kShortWarps + warp] = most;
+    if (most == minus_infinity()) most = 0;  // a warp without keys: its weights are 0
+#pragma unroll
+    for (uint32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        float& score = scores[step][i / 2][2 * half + i % 2];
+        score = power_of_two(fmaf(score, kLog2E, -most));
+        sum += score;
+      }
+    }
+    weight_sums[row * Tile::kSumPitch + warp * 4 + lane % 4] = sum;
+  }
+#pragma unroll
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const auto& low = scores[step][0];
+    const auto& high = scores[step][1];
+    weights[(step * kShortWarps + warp) * kWarp + lane] = {pack_pair<T>(low[0], low[1]), pack_pair<T>(low[2], low[3]),
+                                                           pack_pair<T>(high[0], high[1]),
+                                                           pack_pair<T>(high[2], high[3])};
+  }
+}
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(kShortThreads* kShortMostTiles, 1)
+    short_attention(AttentionOperands o, uint32_t tokens) {
+  constexpr uint32_t kDim = Tile::kDim, kSteps = Tile::kSteps;
+  T* values = reinterpret_cast<T*>(shared_memory);
+  std::byte* of_tile = reinterpret_cast<std::byte*>(shared_memory) + Tile::kValueBytes + threadIdx.y * Tile::kTileBytes;
+  uint4* weights = reinterpret_cast<uint4*>(of_tile);
+  float* weight_sums = reinterpret_cast<float*>(of_tile + Tile::kWeightBytes);
+  float* largest = reinterpret_cast<float*>(of_tile + Tile::kWeightBytes + Tile::kSumBytes);
+  const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const uint32_t first = (blockIdx.x * blockDim.y + threadIdx.y) * kWarpRows;  // query of the warp
+  const uint32_t width = o.heads * o.head_dim;
+  let_next_start();
+  wait_for_inputs();
+
+  // A sequence that is alone begins at row 0, and its rows are among the tensors', so that loads need not wait for its
+  // length.
+  const bool alone = gridDim.z == 1;
+  uint32_t begin = 0, rows = tokens;  // what is loaded
+  if (!alone) {
+    begin = uint32_t(o.cu_seqlens[blockIdx.z]);
+    rows = uint32_t(o.cu_seqlens[blockIdx.z + 1]) - begin;
+  }
+  if (blockIdx.x * blockDim.y * kWarpRows >= rows) return;  // the whole block
+  // Not used before the scores are there.
+  const uint32_t end = alone ? uint32_t(o.cu_seqlens[1]) : begin + rows;
+  const size_t base = size_t(begin) * width + blockIdx.y * o.head_dim;
+  const T* q = static_cast<const T*>(o.q) + base;
+  const T* k = static_cast<const T*>(o.k) + base;
+  const T* v = static_cast<const T*>(o.v) + base;
+
+  uint32_t query[2][Tile::kPairs], key[kSteps][2][Tile::kPairs];
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t row = first + 8 * half + lane / 4;
+    load_row<T, kDim>(query[half], q + row * width, row < rows, o.head_dim);
+  }
+#pragma unroll
+  for (uint32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t row = kStepKeys * (step * kShortWarps + warp) + 8 * half + lane / 4;
+      load_row<T, kDim>(key[step][half], k + row * width, row < rows, o.head_dim);
+    }
+  }
+  for_chunks<Tile>([&](uint32_t row, uint32_t dim) {
+    const bool valid = row < rows && dim < o.head_dim;
+    copy_16(values + row * Tile::kPitch + dim, v + (valid ? row * width + dim : 0), valid);
+  });
+
+  if (first < rows)
+    weigh<T, Tile>(query, key, int32_t(end) - int32_t(begin + kStepKeys * warp), weights, weight_sums, largest);
+  wait_for_copies();
+  const uint32_t length = end - begin;
+  if (length < rows)  // rows that are not the sequence's may hold anything, also NaN
+    for_chunks<Tile>([&](uint32_t row, uint32_t dim) {
+      if (row >= length) *reinterpret_cast<uint4*>(values + row * Tile::kPitch + dim) = {};
+    });
+  __syncthreads();
+
+  const uint32_t column = warp * Tile::kColumns;            // the warp's first tile of 8 columns
+  if (8 * column >= o.head_dim || first >= length) return;  // the whole warp
+  float sums[kShortWarps][Tile::kColumns][4] = {};
+  const T* v_row = values + lane % 16 * Tile::kPitch + 8 * column + (Tile::kColumns > 1 ? 8 * (lane / 16) : 0);
+#pragma unroll
+  for (uint32_t step = 0; step < Tile::kAllSteps; ++step) {
+    const uint4 fragment = weights[step * kWarp + lane];
+    const uint32_t p[4] = {fragment.x, fragment.y, fragment.z, fragment.w};
+    auto& sum = sums[step % kShortWarps];
+    const T* v = v_row + step * kStepKeys * Tile::kPitch;
+    if constexpr (Tile::kColumns == 1) {
+      uint32_t b[2];
+      load_two_matrices_transposed(b, v);
+      multiply<T>(sum[0], p, b[0], b[1]);
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < Tile::kColumns; i += 2) {
+        uint32_t b[4];
+        load_matrices_transposed(b, v + 8 * i);
+        multiply<T>(sum[i], p, b[0], b[1]);
+        multiply<T>(sum[i + 1], p, b[2], b[3]);
+      }
+    }
+  }
+
+  float factors[2][kShortWarps];  // of the rows g and g + 8: what a warp's weights count
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t row = 8 * half + lane / 4;
+    const float4 four = *reinterpret_cast<const float4*>(largest + row * kShortWarps);
+    const float most = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
+    factors[half][0] = power_of_two(four.x - most);
+    factors[half][1] = power_of_two(four.y - most);
+    factors[half][2] = power_of_two(four.z - most);
+    factors[half][3] = power_of_two(four.w - most);
+    float all_weights = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kShortWarps; ++i) {
+      const float4 sum = *reinterpret_cast<const float4*>(weight_sums + row * Tile::kSumPitch + 4 * i);
+      all_weights = fmaf((sum.x + sum.y) + (sum.z + sum.w), factors[half][i], all_weights);
+    }
+    const float scale = reciprocal(all_weights);
+#pragma unroll
+    for (uint32_t i = 0; i < kShortWarps; ++i) factors[half][i] *= scale;
+  }
+  const float one[2] = {1, 1};
+#pragma unroll
+  for (uint32_t i = 0; i < Tile::kColumns; ++i) {
+    float all[4] = {};
+#pragma unroll
+    for (uint32_t from_warp = 0; from_warp < kShortWarps; ++from_warp) {
+#pragma unroll
+      for (uint32_t c = 0; c < 4; ++c) all[c] = fmaf(sums[from_warp][i][c], factors[c / 2][from_warp], all[c]);
+    }
+    store(o, base, first, length, column + i, all, one);
+  }
+}
+
 // ---- On the host ----------------------------------------------------------------------------------------------------
 
 template <class Tile>
@@ -355,6 +614,31 @@ bool launch_tiling(const Attention& a, const Launch& l) {
   return true;
 }
 
+// Where a block for each 16 queries still finds a multiprocessor of its own there is one; then 32 share what they read.
+constexpr uint32_t kShortBlocksPerMultiprocessor = 2;  // more, and large tilings are faster
+
+template <class T, uint32_t kDim, uint32_t kSteps = 1>
+bool launch_short(const Attention& a, const Launch& l) {
+  using Tile = ShortTiling<kDim, kSteps>;
+  if (a.max_length > Tile::kKeys) {
+    if constexpr (kSteps < kShortMostSteps) return launch_short<T, kDim, kSteps + 1>(a, l);
+    return false;
+  }
+  const auto blocks = [&](uint32_t tiles) {
+    return uint64_t(blocks_of(a.max_length, tiles * kWarpRows)) * a.heads * a.sequences;
+  };
+  const uint32_t tiles = blocks(1) <= l.gpu.multiprocessors ? 1 : kShortMostTiles;
+  const uint32_t bytes = Tile::kValueBytes + tiles * Tile::kTileBytes;
+  if (blocks(tiles) > kShortBlocksPerMultiprocessor * l.gpu.multiprocessors || bytes > l.gpu.max_shared_bytes)
+    return false;
+  const auto kernel = short_attention<T, Tile>;
+  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+          "cudaFuncSetAttribute");
+  start(kernel, dim3(blocks_of(a.max_length, tiles * kWarpRows), a.heads, a.sequences), dim3(kShortThreads, tiles),
+        bytes, l, attention_operands(a), a.tokens);
+  return true;
+}
+
 // Large query tiles read keys and values less often; small ones, whose warps share the keys, spread little work over
 // the device. A tiling that needs more shared memory than there is gives way to the next.
 constexpr uint32_t kBlocksPerMultiprocessor = 2;  // that a tiling must give to be taken
@@ -367,6 +651,7 @@ bool launch_dim(const Attention& a, const Launch& l) {
   using Small = Tiling<kDim, 2, kDim <= 128 ? 4 : 2, kDim <= 64 ? 128 : kKeys>;
   const uint32_t enough = kBlocksPerMultiprocessor * l.gpu.multiprocessors;
   if constexpr (kDim <= 128) {
+    if (launch_short<T, kDim>(a, l)) return true;
     if (a.max_length > Medium::kRows && blocks<Large>(a) >= enough && launch_tiling<T, Large>(a, l)) return true;
   }
   if ((a.max_length <= Small::kRows || blocks<Medium>(a) < enough) && launch_tiling<T, Small>(a, l)) return true;

@@ -12,8 +12,8 @@ constexpr uint32_t kThreads = 256;
 // A warp a row of a map: along it neighbours are read together; down the column each lane reads a line of its own,
 // which the neighbouring rows' warps read again from the cache.
 __global__ void contact_sums(const float* maps, float* sums, uint32_t length) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const uint32_t i = blockIdx.y * (kThreads / kWarp) + threadIdx.x / kWarp + 1, head = blockIdx.x;
   if (i + 1 >= length) return;
   const float* map = maps + uint64_t(head) * length * length;
@@ -25,8 +25,8 @@ __global__ void contact_sums(const float* maps, float* sums, uint32_t length) {
 }
 
 __global__ void contact_total(float* sums, uint32_t length) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   float* row = sums + uint64_t(blockIdx.x) * (length - 1);
   float total = 0;
   for (uint32_t i = threadIdx.x; i + 2 < length; i += kWarp) total += row[i];
@@ -36,8 +36,8 @@ __global__ void contact_total(float* sums, uint32_t length) {
 
 __global__ void contact_accumulate(const float* maps, const float* sums, const float* weight, float* logits,
                                    uint32_t heads, uint32_t length) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const uint32_t residues = length - 2, i = blockIdx.y, j = blockIdx.x * kThreads + threadIdx.x;
   if (j >= residues) return;
   float logit = 0;

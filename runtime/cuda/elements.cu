@@ -17,16 +17,16 @@ uint32_t blocks_for(uint64_t items, const Launch& l) {
 
 template <class T>
 __global__ void fill(T* out, uint64_t count, float value) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   for (uint64_t i = uint64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += uint64_t(gridDim.x) * kThreads)
     out[i] = from_float<T>(value);
 }
 
 template <class T>
 __global__ void random_normal(T* out, uint32_t pairs, uint32_t seed, float stddev) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   for (uint64_t i = uint64_t(blockIdx.x) * kThreads + threadIdx.x; i < pairs; i += uint64_t(gridDim.x) * kThreads) {
     const float2 pair = random_normal_pair(seed, uint32_t(i));
     store2(out + 2 * i, {pair.x * stddev, pair.y * stddev});
@@ -35,8 +35,8 @@ __global__ void random_normal(T* out, uint32_t pairs, uint32_t seed, float stdde
 
 // `words` 4-byte words, 16 bytes at a time; the addresses are multiples of 16.
 __global__ void copy(const uint32_t* source, uint32_t* destination, uint64_t words) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const uint64_t first = uint64_t(blockIdx.x) * kThreads + threadIdx.x, stride = uint64_t(gridDim.x) * kThreads;
   const auto* from = reinterpret_cast<const uint4*>(source);
   auto* to = reinterpret_cast<uint4*>(destination);

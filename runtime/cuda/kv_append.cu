@@ -1,444 +1,499 @@
 // Encodes new tokens into the quantized KV cache (KvAppend in runtime/kv_operations.h). Products, sums and their order
-// are those of the CPU (runtime/cpu/kv_kernels.cpp), so that equal input gives equal bits: this file is compiled
-// without fused multiply-adds, and no quotient or root decides a bit.
+// are those of the CPU (runtime/cpu/kv_kernels.cpp), so that equal input gives equal bits: times() and plus() are
+// never fused, and no quotient or root decides a bit.
 //
-// A block of threads takes K or V of one block of KV_BLOCK tokens of a sequence and head, of which some are new, so
-// that no other block writes to its words. Numbers are in shared memory as [value][token]: what is summed over values
-// in their order takes a thread for each token, whose neighbours read neighbouring words.
+//   k, v [tokens, heads, d] -> cache [sequences, heads, blocks, block words]
+//
+// A warp takes K or V of one head and one token after another, of a chunk of kChunk tokens that begin and end together
+// in the cache: tokens of different chunks share no word but of scales, which are stored byte by byte. Lane i has
+// values i, i + 32, ... A block's warps share a head's transform and codebooks, which are in shared memory before the
+// values come. Sums over values must be taken in ascending order: products go to rows in shared memory, and a lane for
+// each row adds them one after another, all rows (of segments, candidates for the scale, kinds of sum) at the same
+// time.
 #include <algorithm>
 
 #include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/kv_append.h"
 #include "runtime/operation_rules.h"
 #include "shaders/include/kv_scale.h"
 
 namespace turboesm::cuda {
 namespace {
 
-constexpr uint32_t kThreads = 128;
-constexpr uint32_t kCandidates = 3;         // scales that KvScale::searched tries
-constexpr uint32_t kMaxCodebook = 31;       // values of a segment's: 16 centroids, 15 thresholds
-constexpr uint32_t kStagedHeadDim = 128;    // matrices of larger heads stay where they are
-constexpr uint32_t kGroup = 8;              // tokens that a thread multiplies at once
-constexpr uint32_t kStride = KV_BLOCK + 4;  // of values: multiples of 4, in other banks than the one before
+constexpr uint32_t kChunk = 8;                        // tokens; a multiple of kv_group_tokens() of 4 values and more
+constexpr uint32_t kFewestWarps = 4, kMostWarps = 8;  // of a block
+constexpr uint32_t kBook = 32;                        // room for a segment's centroids and thresholds
+constexpr uint32_t kPad = 4;                          // floats: rows of shared memory begin in different banks
+constexpr uint32_t kSums = 4;                         // rows for each segment
 
-struct Side {
-  uint32_t segments, bits[2], scale_bits;
-  KvScale scale;
-  bool qjl;
-  uint32_t n;           // values of a segment
-  uint32_t first_word;  // in a block
-  uint32_t words;
-  uint32_t codebook_size;  // 0: none
-  const float *mean, *position_mean, *transform, *codebook, *projection;
-  bool transform_of_head, codebook_of_head;
-};
+uint32_t stride_of_matrix(uint32_t d) { return d + kPad; }
+__host__ __device__ uint32_t floats_of_warp(uint32_t d) { return kSums * (d + 2 * kPad); }
 
-struct Append {
-  const void *k, *v;
-  const int32_t* appends;
-  const float* table;
-  uint32_t* cache;
-  Side sides[2];
-  uint32_t heads, head_dim, blocks, block_words;
-};
+__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ float plus(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float minus(float a, float b) { return __fsub_rn(a, b); }
 
-// Parts of shared memory: [head_dim][kStride] numbers, or one for each token.
-struct Workplace {
-  float* x;                             // what is transformed
-  float* y;                             // what is quantized
-  float* z;                             // [candidate] centroids of y's codes
-  uint8_t* codes;                       // [candidate]
-  float* matrix;                        // [d][d + 1], for matrices that are staged
-  float (*codebook)[kMaxCodebook + 1];  // [segment] centroids, then thresholds
-  float (*squares)[KV_BLOCK];           // [segment] |y|^2
-  float (*tried)[2][KV_BLOCK];          // [candidate][segment] scales
-  float (*errors)[2][KV_BLOCK];         // [candidate][segment] |y - s z|^2
-  float (*products)[2][KV_BLOCK];       // [candidate][segment] y . z, z . z, or the largest |y|
-  uint32_t (*best)[KV_BLOCK];           // [segment] candidate
-  uint32_t (*scales)[KV_BLOCK];         // [segment] codes of scales
-  uint32_t* norms;                      // codes of residuals' norms
-};
-
-constexpr uint32_t kNumberWords = (2 + 3 * 2 * kCandidates + 2 + 2 + 1) * KV_BLOCK + 2 * (kMaxCodebook + 1);
-
-uint32_t shared_bytes(uint32_t d) {
-  const uint32_t plane = d * kStride;
-  return 4 * (plane * (2 + kCandidates) + kNumberWords + (d <= kStagedHeadDim ? d * (d + 1) : 0)) + plane * kCandidates;
+__device__ __forceinline__ float load_value(const void* values, DType dtype, uint64_t at) {
+  if (dtype == DType::f16) return __half2float(static_cast<const __half*>(values)[at]);
+  if (dtype == DType::bf16) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[at]);
+  return static_cast<const float*>(values)[at];
 }
 
-__device__ Workplace workplace(float* memory, uint32_t d) {
-  const uint32_t plane = d * kStride;
-  Workplace w;
-  w.x = memory;
-  w.y = w.x + plane;
-  w.z = w.y + plane;
-  float* numbers = w.z + plane * kCandidates;
-  w.codebook = reinterpret_cast<float(*)[kMaxCodebook + 1]>(numbers);
-  w.squares = reinterpret_cast<float(*)[KV_BLOCK]>(w.codebook + 2);
-  w.tried = reinterpret_cast<float(*)[2][KV_BLOCK]>(w.squares + 2);
-  w.errors = w.tried + kCandidates;
-  w.products = w.errors + kCandidates;
-  w.best = reinterpret_cast<uint32_t(*)[KV_BLOCK]>(w.products + kCandidates);
-  w.scales = w.best + 2;
-  w.norms = reinterpret_cast<uint32_t*>(w.scales + 2);
-  w.matrix = numbers + kNumberWords;
-  w.codes = reinterpret_cast<uint8_t*>(w.matrix + (d <= kStagedHeadDim ? d * (d + 1) : 0));
-  return w;
+// The integer q in [-127, 127] with (q - 1/2) s <= y < (q + 1/2) s.
+__device__ int32_t nearest_integer(float y, float s) {
+  if (s == 0) return 0;
+  const float guess = floorf(plus(y / s, 0.5f));
+  int32_t q = guess < -127 ? -127 : guess > 127 ? 127 : int32_t(guess);
+  while (q > -127 && y < times(minus(float(q), 0.5f), s)) --q;
+  while (q < 127 && !(y < times(plus(float(q), 0.5f), s))) ++q;
+  return q;
 }
 
-// What a block of threads works on. All its members are called by all threads; each of them begins with numbers that
-// the others have finished.
+// The code of the scale nearest to a / b, or to its root; 0 when there is no such number. Lanes 8 c .. 8 c + 7 have the
+// same a and b and find the same code: each takes a step of kv_scale_nearest(), which ends with the first that fails.
+__device__ uint32_t scale_code(uint32_t scale_bits, float a, float b, bool root) {
+  constexpr uint32_t kSteps = 6;
+  const uint32_t lane = threadIdx.x % kWarp, step = lane % 8;
+  const float quotient = a / b, guess = root ? sqrtf(quotient) : quotient;
+  const uint32_t first = kv_scale_below(scale_bits, times(guess, 0.998f));
+  const uint32_t base = first == 0 ? kv_scale_lowest(scale_bits) - 1 : first;  // plus the steps, unless there are none
+  const uint32_t code = step == 0 ? first : base + step;
+  const float sum = plus(kv_scale_value(scale_bits, code), kv_scale_value(scale_bits, base + step + 1));
+  const bool passes =
+      step < kSteps && code < kv_scale_highest(scale_bits) && kv_scale_is_below(times(0.5f, sum), a, b, root);
+  const uint32_t passed = __ballot_sync(kAllLanes, passes) >> (lane & ~7u) & 0xffu;
+  const uint32_t steps = __ffs(~passed) - 1;
+  if (!(b > 0)) return 0;
+  return steps == 0 ? first : base + steps;
+}
+
+// Stores the codes of n values of token t, where units of 32 codes are shared with other tokens, whose bits stay.
+__device__ __noinline__ void merge_parts(const uint32_t* codes, uint32_t n, uint32_t bits, uint32_t t,
+                                         uint32_t* words) {
+  const uint32_t tokens = kv_group_tokens(n), begin = t % tokens * n, first_unit = begin / 32;
+  const uint32_t units = (begin + n - 1) / 32 - first_unit + 1;
+  for (uint32_t item = threadIdx.x % kWarp; item < units * bits; item += kWarp) {
+    const uint32_t w = item / units, unit = first_unit + item % units;
+    uint32_t word = 0, mask = 0;
+    for (uint32_t e = 0; e < 32; ++e) {
+      const uint32_t i = unit * 32 + e - begin;
+      if (i >= n) continue;
+      word |= kv_deposit(bits, e, w, codes[i]);
+      mask |= kv_deposit(bits, e, w, ~0u >> (32 - bits));
+    }
+    uint32_t& stored = words[(w * (KV_BLOCK / tokens) + t / tokens) * kv_group_units(n) + unit];
+    if (mask != 0) stored = mask == ~0u ? word : (stored & ~mask) | word;
+  }
+}
+
+// What a warp works on. Members are called by all its lanes.
+template <uint32_t kValues, bool kFull>
 struct Encoder {
-  const Side& side;
-  const Workplace& w;
-  uint32_t d, head;
-  uint32_t first, count;  // the new tokens of the block of tokens
+  const KvAppendSide& side;
+  const float* book;  // [segment][kBook]
+  float* rows;        // floats_of_warp()
+  uint32_t d;
+  uint32_t lane = threadIdx.x % kWarp;
 
-  // Calls body(token, i) for every new token and i < items, tokens fastest.
-  template <class Body>
-  __device__ void for_each(uint32_t items, Body&& body) const {
-    for (uint32_t at = threadIdx.x; at < items * count; at += kThreads) body(first + at % count, at / count);
-    __syncthreads();
-  }
+  float y[kValues];         // what is quantized
+  float z[kValues];         // centroids
+  uint32_t codes[kValues];  // theirs
+  uint32_t scales[2];       // codes of scales
 
-  // y = matrix x, each of the sums over j in ascending order. `matrix` [d, d] is in memory, and staged if it may be.
-  __device__ void multiply(const float* matrix, const float* x, float* y) const {
-    uint32_t stride = d;
-    if (d <= kStagedHeadDim) {
-      for (uint32_t i = threadIdx.x; i < d * d; i += kThreads) w.matrix[i / d * (d + 1) + i % d] = matrix[i];
-      matrix = w.matrix;
-      stride = d + 1;
-      __syncthreads();
-    }
-    const uint32_t first_group = first / kGroup, groups = (first + count - 1) / kGroup - first_group + 1;
-    for (uint32_t item = threadIdx.x; item < d * groups; item += kThreads) {
-      const uint32_t i = item % d, token = (first_group + item / d) * kGroup;
-      const float* row = matrix + uint64_t(i) * stride;
-      float sums[kGroup] = {};
-      for (uint32_t j = 0; j < d; ++j) {
-        const float m = row[j];
-        const float4 a = load4(x + j * kStride + token), b = load4(x + j * kStride + token + 4);
-        sums[0] += m * a.x, sums[1] += m * a.y, sums[2] += m * a.z, sums[3] += m * a.w;
-        sums[4] += m * b.x, sums[5] += m * b.y, sums[6] += m * b.z, sums[7] += m * b.w;
+  __device__ uint32_t value(uint32_t v) const { return v * kWarp + lane; }
+  __device__ bool is_value(uint32_t v) const { return kFull || value(v) < d; }
+  __device__ uint32_t segment(uint32_t v) const { return value(v) >= side.n ? 1 : 0; }
+
+  // y = matrix x, x [d] in shared memory, each sum over j in ascending order.
+  __device__ __forceinline__ void multiply(const float* matrix, uint32_t stride, const float* x) {
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) y[v] = 0;
+    constexpr uint32_t kAhead = kValues <= 2 ? 4 : 2;
+    const uint32_t width = kFull ? kValues * kWarp : d;
+#pragma unroll kAhead
+    for (uint32_t j = 0; j < width; j += 4) {
+      const float4 b = load4(x + j);
+#pragma unroll
+      for (uint32_t v = 0; v < kValues; ++v) {
+        const float4 m = load4(matrix + (is_value(v) ? value(v) : 0) * stride + j);
+        y[v] = plus(y[v], times(m.x, b.x));
+        y[v] = plus(y[v], times(m.y, b.y));
+        y[v] = plus(y[v], times(m.z, b.z));
+        y[v] = plus(y[v], times(m.w, b.w));
       }
-      store4(y + i * kStride + token, {sums[0], sums[1], sums[2], sums[3]});
-      store4(y + i * kStride + token + 4, {sums[4], sums[5], sums[6], sums[7]});
     }
-    __syncthreads();
   }
 
-  __device__ void load_codebook() const {
-    if (side.codebook_size == 0) return;
-    const float* codebook = side.codebook + (side.codebook_of_head ? head * side.codebook_size : 0);
-    const uint32_t second = (2u << side.bits[0]) - 1;
-    for (uint32_t i = threadIdx.x; i < side.codebook_size; i += kThreads) {
-      if (i < second)
-        w.codebook[0][i] = codebook[i];
-      else
-        w.codebook[1][i - second] = codebook[i];
-    }
-    __syncthreads();
+  // ---- Sums in order ------------------------------------------------------------------------------------------------
+
+  // Row `sum` of each segment.
+  __device__ void put(uint32_t sum, uint32_t v, float number) const {
+    if (is_value(v)) rows[sum * (d + side.segments * kPad) + value(v) + segment(v) * kPad] = number;
   }
 
-  // values [head_dim], of this head and token: `row` + `token` x `stride`. Their means go off.
-  template <class T>
-  __device__ void load(const T* row, uint64_t stride, const float* angles) const {
-    // Tokens that are not new are multiplied along with their neighbours.
-    for (uint32_t i = threadIdx.x; i < d * kStride; i += kThreads) w.x[i] = 0;
-    __syncthreads();
-    for (uint32_t at = threadIdx.x; at < d * count; at += kThreads) {
-      const uint32_t i = at % d, t = at / d;
-      float x = to_float(row[t * stride + i]);
-      if (side.position_mean) {
-        const float* m = side.position_mean + uint64_t(head) * d;
-        const float* of_token = angles + uint64_t(t) * d;
-        const float crossed = i % 2 == 0 ? -m[i + 1] : m[i - 1];
-        x -= m[i] * of_token[i & ~1u] + crossed * of_token[i | 1u];
+  // Lane r has the sum of row r, of n values; sum `sum` of a segment is row sum x segments + segment.
+  __device__ float sum_rows(uint32_t count, uint32_t n) const {
+    __syncwarp();
+    float sum = 0;
+    if (lane < count) {
+      const float* row = rows + lane * (n + kPad);
+      const auto add = [&](float4 four) { sum = plus(plus(plus(plus(sum, four.x), four.y), four.z), four.w); };
+      constexpr uint32_t kAhead = 8;
+      uint32_t i = 0;
+      for (; i + 4 * kAhead <= n; i += 4 * kAhead) {
+        float4 fours[kAhead];
+#pragma unroll
+        for (uint32_t k = 0; k < kAhead; ++k) fours[k] = load4(row + i + 4 * k);
+#pragma unroll
+        for (uint32_t k = 0; k < kAhead; ++k) add(fours[k]);
       }
-      if (side.mean) x -= side.mean[uint64_t(head) * d + i];
-      w.x[i * kStride + first + t] = x;
+      for (; i < n; i += 4) add(load4(row + i));
     }
-    __syncthreads();
-    if (side.transform) {
-      multiply(side.transform + (side.transform_of_head ? uint64_t(head) * d * d : 0), w.x, w.y);
-    } else {
-      for (uint32_t i = threadIdx.x; i < d * kStride; i += kThreads) w.y[i] = w.x[i];
-      __syncthreads();
-    }
+    __syncwarp();
+    return sum;
+  }
+
+  __device__ float sum_of(float sums, uint32_t sum, uint32_t s) const {
+    return __shfl_sync(kAllLanes, sums, sum * side.segments + s);
   }
 
   // ---- Quantization -------------------------------------------------------------------------------------------------
 
-  __device__ float y_of(uint32_t segment, uint32_t i, uint32_t t) const {
-    return w.y[(segment * side.n + i) * kStride + t];
-  }
-  __device__ uint32_t place(uint32_t candidate, uint32_t segment, uint32_t i, uint32_t t) const {
-    return (candidate * d + segment * side.n + i) * kStride + t;
-  }
-
-  // The code of the scale nearest to a / b, or to its root; 0 when there is no such number.
-  __device__ static uint32_t scale_code(uint32_t scale_bits, float a, float b, bool root) {
-    if (!(b > 0)) return 0;
-    const float quotient = a / b;
-    return kv_scale_nearest(scale_bits, root ? sqrtf(quotient) : quotient, a, b, root);
-  }
-
-  // Codes and centroids of `candidates` candidates from `first_candidate` on, at the scales tried[candidate]: a code is
-  // the number of thresholds t with t s < y.
-  __device__ void quantize(uint32_t first_candidate, uint32_t candidates) const {
-    for_each(candidates * d, [&](uint32_t t, uint32_t item) {
-      const uint32_t candidate = first_candidate + item / d, value = item % d, segment = value / side.n;
-      const uint32_t i = value - segment * side.n, centroids = 1u << side.bits[segment];
-      const float y = y_of(segment, i, t), s = w.tried[candidate][segment][t];
-      const float* codebook = w.codebook[segment];
-      uint32_t code = 0;
-      for (uint32_t k = 0; k + 1 < centroids; ++k) {
-        const float threshold = codebook[centroids + k] * s;
-        code += threshold < y ? 1 : 0;
-      }
-      w.codes[place(candidate, segment, i, t)] = uint8_t(code);
-      w.z[place(candidate, segment, i, t)] = codebook[code];
-    });
-  }
-
-  // The integer q in [-127, 127] with (q - 1/2) s <= y < (q + 1/2) s.
-  __device__ static int32_t nearest_integer(float y, float s) {
-    if (s == 0) return 0;
-    const float guess = floorf(y / s + 0.5f);
-    int32_t q = guess < -127 ? -127 : guess > 127 ? 127 : int32_t(guess);
-    while (q > -127 && y < (float(q) - 0.5f) * s) --q;
-    while (q < 127 && !(y < (float(q) + 0.5f) * s)) ++q;
-    return q;
-  }
-
-  __device__ void try_scale(uint32_t candidate, uint32_t segment, uint32_t t, float s) const {
-    w.tried[candidate][segment][t] = s;
-  }
-
-  // errors and products of candidates from `first_candidate` on.
-  __device__ void judge(uint32_t first_candidate, uint32_t candidates) const {
-    for_each(candidates * side.segments, [&](uint32_t t, uint32_t item) {
-      const uint32_t candidate = first_candidate + item / side.segments, segment = item % side.segments;
-      const float s = w.tried[candidate][segment][t];
-      float error = 0, yz = 0;
-      for (uint32_t i = 0; i < side.n; ++i) {
-        const float y = y_of(segment, i, t), z = w.z[place(candidate, segment, i, t)];
-        const float decoded = s * z, difference = y - decoded;
-        error += difference * difference;
-        yz += y * z;
-      }
-      w.errors[candidate][segment][t] = error;
-      w.products[candidate][segment][t] = yz;
-    });
-  }
-
-  // Of three scales round |y| / sqrt(n) the one with the least error; the scale that is stored is |y|^2 / (y . z).
-  __device__ void search() const {
-    const auto root_mean_square = [&](uint32_t t, uint32_t segment) {
-      return kv_scale_value(16, scale_code(16, w.squares[segment][t], float(side.n), true));
-    };
-    for_each(side.segments, [&](uint32_t t, uint32_t segment) {
-      const float s0 = root_mean_square(t, segment);
-      try_scale(0, segment, t, s0 * kv_search_factor(0, false));
-      try_scale(1, segment, t, s0 * kv_search_factor(1, false));
-    });
-    quantize(0, 2);
-    judge(0, 2);
-    for_each(side.segments, [&](uint32_t t, uint32_t segment) {
-      const bool second_is_better = w.errors[1][segment][t] < w.errors[0][segment][t];
-      w.best[segment][t] = second_is_better ? 1 : 0;
-      try_scale(2, segment, t, root_mean_square(t, segment) * kv_search_factor(2, second_is_better));
-    });
-    quantize(2, 1);
-    judge(2, 1);
-    for_each(side.segments, [&](uint32_t t, uint32_t segment) {
-      uint32_t& best = w.best[segment][t];
-      if (w.errors[2][segment][t] < w.errors[best][segment][t]) best = 2;
-      w.scales[segment][t] = scale_code(side.scale_bits, w.squares[segment][t], w.products[best][segment][t], false);
-    });
-  }
-
-  __device__ void encode_integers() const {
-    for_each(d, [&](uint32_t t, uint32_t i) {
-      const int32_t q = nearest_integer(y_of(0, i, t), kv_scale_value(side.scale_bits, w.scales[0][t]));
-      w.codes[place(0, 0, i, t)] = uint8_t(q);
-      w.z[place(0, 0, i, t)] = float(q);
-    });
-  }
-
-  // Codes, their centroids and the scales' codes of all segments; those of candidate best[segment] count.
-  __device__ void encode() const {
-    if (side.bits[0] >= 16) return;  // y itself is packed
-    for_each(side.segments, [&](uint32_t t, uint32_t segment) {
-      float squares = 0, largest = 0;
-      for (uint32_t i = 0; i < side.n; ++i) {
-        const float y = y_of(segment, i, t);
-        squares += y * y;
-        largest = largest < fabsf(y) ? fabsf(y) : largest;
-      }
-      w.squares[segment][t] = squares;
-      w.best[segment][t] = 0;
-      uint32_t code = 0;  // of the scale to quantize at
-      float s = 1;
-      switch (side.scale) {
-        case KvScale::none:
-        case KvScale::searched: break;
-        case KvScale::norm:
-          code = scale_code(side.scale_bits, squares, float(side.n), true);
-          s = kv_scale_value(side.scale_bits, code);
-          break;
-        case KvScale::corrected: s = kv_scale_value(16, scale_code(16, squares, float(side.n), true)); break;
-        case KvScale::absmax: {
-          const uint32_t bits = side.bits[segment];
-          const float top = bits == 8 ? 127.0f : w.codebook[segment][(1u << bits) - 1];
-          code = scale_code(side.scale_bits, largest, top, false);
-          s = kv_scale_value(side.scale_bits, code);
+  // Codes at scales s[candidate][segment]: the number of thresholds t with t s < y. They ascend, so that halving finds
+  // it.
+  template <uint32_t kCandidates>
+  __device__ __forceinline__ void quantize(const float (&s)[kCandidates][2], uint32_t (&found)[kCandidates][kValues],
+                                           float (&centroids)[kCandidates][kValues]) const {
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v)
+#pragma unroll
+      for (uint32_t c = 0; c < kCandidates; ++c) found[c][v] = 0;
+#pragma unroll
+    for (uint32_t step = 8; step > 0; step /= 2)
+#pragma unroll
+      for (uint32_t v = 0; v < kValues; ++v) {
+        const uint32_t which = segment(v), count = 1u << side.bits[which];
+        const float* thresholds = book + which * kBook + count;
+#pragma unroll
+        for (uint32_t c = 0; c < kCandidates; ++c) {
+          const bool is_above = times(thresholds[found[c][v] + step - 1], which == 0 ? s[c][0] : s[c][1]) < y[v];
+          found[c][v] += step < count && is_above ? step : 0;
         }
       }
-      w.scales[segment][t] = code;
-      try_scale(0, segment, t, s);
-    });
-    if (side.scale == KvScale::searched) return search();
-    if (side.bits[0] == 8) return encode_integers();
-    quantize(0, 1);
-    if (side.scale != KvScale::corrected) return;
-    for_each(side.segments, [&](uint32_t t, uint32_t segment) {
-      float squares = 0;
-      for (uint32_t i = 0; i < side.n; ++i) {
-        const float z = w.z[place(0, segment, i, t)];
-        squares += z * z;
-      }
-      w.scales[segment][t] = scale_code(side.scale_bits, w.squares[segment][t], squares, true);
-    });
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v)
+#pragma unroll
+      for (uint32_t c = 0; c < kCandidates; ++c) centroids[c][v] = book[segment(v) * kBook + found[c][v]];
   }
 
-  // x = y - decoded y, y = projection x: its signs and |x| are packed.
-  __device__ void project_residual() const {
-    for_each(d, [&](uint32_t t, uint32_t value) {
-      const uint32_t segment = value / side.n, i = value - segment * side.n;
-      const float s = side.scale_bits == 0 ? 1.0f : kv_scale_value(side.scale_bits, w.scales[segment][t]);
-      const float decoded = s * w.z[place(w.best[segment][t], segment, i, t)];
-      w.x[value * kStride + t] = y_of(segment, i, t) - decoded;
-    });
-    for_each(1, [&](uint32_t t, uint32_t) {
-      float squares = 0;
-      for (uint32_t i = 0; i < d; ++i) squares += w.x[i * kStride + t] * w.x[i * kStride + t];
-      w.norms[t] = scale_code(16, squares, 1.0f, true);
-    });
-    multiply(side.projection, w.x, w.y);
+  // Quantizes at the scales of candidates: sum 2 c is the error |y - s z|^2 of candidate c, sum 2 c + 1 is y . z.
+  template <uint32_t kCandidates>
+  __device__ __forceinline__ float judge(const float (&s)[kCandidates][2], uint32_t (&found)[kCandidates][kValues],
+                                         float (&centroids)[kCandidates][kValues]) const {
+    quantize(s, found, centroids);
+#pragma unroll
+    for (uint32_t c = 0; c < kCandidates; ++c)
+#pragma unroll
+      for (uint32_t v = 0; v < kValues; ++v) {
+        const float decoded = times(segment(v) == 0 ? s[c][0] : s[c][1], centroids[c][v]);
+        const float difference = minus(y[v], decoded);
+        put(2 * c, v, times(difference, difference));
+        put(2 * c + 1, v, times(y[v], centroids[c][v]));
+      }
+    return sum_rows(2 * kCandidates * side.segments, side.n);
+  }
+
+  // `numbers` of lane 0 for segment 0 and of lane 8 for segment 1, as scale_code() leaves them.
+  template <class T>
+  __device__ void spread(T number, T (&of_segments)[2]) const {
+    of_segments[0] = __shfl_sync(kAllLanes, number, 0);
+    of_segments[1] = __shfl_sync(kAllLanes, number, 8);
+  }
+  // The segment whose scale this lane seeks, in scale_code().
+  __device__ uint32_t sought() const { return side.segments == 2 && lane / 8 == 1 ? 1 : 0; }
+
+  // Of three scales round |y| / sqrt(n) the one with the least error; the scale that is stored is |y|^2 / (y . z).
+  __device__ __forceinline__ void search(float squares) {
+    float base[2], tried[2][2], third[1][2], yz[2];
+    spread(kv_scale_value(16, scale_code(16, squares, float(side.n), true)), base);
+    uint32_t found[2][kValues], found_third[1][kValues];
+    float centroids[2][kValues], centroids_third[1][kValues];
+#pragma unroll
+    for (uint32_t s = 0; s < 2; ++s) {
+      tried[0][s] = times(base[s], kv_search_factor(0, false));
+      tried[1][s] = times(base[s], kv_search_factor(1, false));
+    }
+    float sums = judge(tried, found, centroids);
+    bool is_second[2], is_third[2];
+    float least[2];
+#pragma unroll
+    for (uint32_t s = 0; s < 2; ++s) {
+      const uint32_t at = s < side.segments ? s : 0;
+      const float first_error = sum_of(sums, 0, at), second_error = sum_of(sums, 2, at);
+      const float first_yz = sum_of(sums, 1, at), second_yz = sum_of(sums, 3, at);
+      is_second[s] = second_error < first_error;
+      least[s] = is_second[s] ? second_error : first_error;
+      yz[s] = is_second[s] ? second_yz : first_yz;
+      third[0][s] = times(base[s], kv_search_factor(2, is_second[s]));
+    }
+    sums = judge(third, found_third, centroids_third);
+#pragma unroll
+    for (uint32_t s = 0; s < 2; ++s) {
+      const uint32_t at = s < side.segments ? s : 0;
+      const float third_error = sum_of(sums, 0, at), third_yz = sum_of(sums, 1, at);
+      is_third[s] = third_error < least[s];
+      if (is_third[s]) yz[s] = third_yz;
+    }
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) {
+      const uint32_t s = segment(v);
+      const bool takes_third = s == 0 ? is_third[0] : is_third[1], takes_second = s == 0 ? is_second[0] : is_second[1];
+      codes[v] = takes_third ? found_third[0][v] : takes_second ? found[1][v] : found[0][v];
+      z[v] = takes_third ? centroids_third[0][v] : takes_second ? centroids[1][v] : centroids[0][v];
+    }
+    spread(scale_code(side.scale_bits, squares, sought() == 0 ? yz[0] : yz[1], false), scales);
+  }
+
+  __device__ void quantize_at(float first, float second) {
+    const float s[1][2] = {{first, second}};
+    uint32_t found[1][kValues];
+    float centroids[1][kValues];
+    quantize(s, found, centroids);
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) codes[v] = found[0][v], z[v] = centroids[0][v];
+  }
+
+  __device__ void quantize_by_largest() {
+    float largest[2] = {0, 0};
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v)
+      if (is_value(v)) {
+        float& of_segment = segment(v) == 0 ? largest[0] : largest[1];
+        of_segment = fmaxf(of_segment, fabsf(y[v]));
+      }
+    largest[0] = warp_max(largest[0]), largest[1] = warp_max(largest[1]);
+    const uint32_t s = sought(), bits = side.bits[s];
+    const float top = bits == 8 ? 127.0f : book[s * kBook + (1u << bits) - 1];
+    spread(scale_code(side.scale_bits, s == 0 ? largest[0] : largest[1], top, false), scales);
+    const float first = kv_scale_value(side.scale_bits, scales[0]), second = kv_scale_value(side.scale_bits, scales[1]);
+    if (bits <= 4) return quantize_at(first, second);
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) {
+      const int32_t q = nearest_integer(y[v], segment(v) == 0 ? first : second);
+      codes[v] = uint32_t(q) & 0xffu;
+      z[v] = float(q);
+    }
+  }
+
+  // Codes, their centroids and the scales' codes.
+  __device__ void encode() {
+    if (side.bits[0] >= 16) {
+#pragma unroll
+      for (uint32_t v = 0; v < kValues; ++v)
+        codes[v] = side.bits[0] == 32 ? __float_as_uint(y[v]) : __half_as_ushort(__float2half_rn(y[v]));
+      return;
+    }
+    if (side.scale == KvScale::none) return quantize_at(1, 1);
+    if (side.scale == KvScale::absmax) return quantize_by_largest();
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) put(0, v, times(y[v], y[v]));
+    const float squares = sum_of(sum_rows(side.segments, side.n), 0, sought());
+    if (side.scale == KvScale::searched) return search(squares);
+    const uint32_t bits = side.scale == KvScale::norm ? side.scale_bits : 16;
+    spread(scale_code(bits, squares, float(side.n), true), scales);
+    quantize_at(kv_scale_value(bits, scales[0]), kv_scale_value(bits, scales[1]));
+    if (side.scale == KvScale::norm) return;
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) put(0, v, times(z[v], z[v]));
+    const float z_squares = sum_of(sum_rows(side.segments, side.n), 0, sought());
+    spread(scale_code(side.scale_bits, squares, z_squares, true), scales);
+  }
+
+  // x = y - decoded y, y = projection x: codes are its signs. Returns the code of |x|.
+  __device__ uint32_t project_residual() {
+    float* x = rows + 2 * (d + 2 * kPad);
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) {
+      const float s =
+          side.scale_bits == 0 ? 1.0f : kv_scale_value(side.scale_bits, segment(v) == 0 ? scales[0] : scales[1]);
+      const float left = minus(y[v], times(s, z[v]));
+      if (is_value(v)) x[value(v)] = left, rows[value(v)] = times(left, left);
+    }
+    const float squares = __shfl_sync(kAllLanes, sum_rows(1, d), 0);
+    multiply(side.projection, d, x);
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) codes[v] = y[v] >= 0 ? 1 : 0;
+    __syncwarp();
+    return scale_code(16, squares, 1, true);
   }
 
   // ---- Packing ------------------------------------------------------------------------------------------------------
 
-  struct Word {
-    uint32_t bits = 0, mask = 0;  // of what is new
-  };
-
-  __device__ bool is_new(uint32_t t) const { return t - first < count; }
-
-  __device__ uint32_t code_of(uint32_t segment, uint32_t bits, uint32_t i, uint32_t t) const {
-    if (bits == 32) return __float_as_uint(y_of(segment, i, t));
-    if (bits == 16) return __half_as_ushort(__float2half_rn(y_of(segment, i, t)));
-    return w.codes[place(w.best[segment][t], segment, i, t)];
+  // Codes of values first .. first + n - 1 to `words`, those of a segment of n values.
+  __device__ void pack(uint32_t first, uint32_t n, uint32_t bits, uint32_t t, uint32_t* words) const {
+    if (first % kWarp == 0 && n % kWarp == 0)
+      pack_units(first / kWarp, n / kWarp, bits, t, words);
+    else
+      pack_parts(first, n, bits, t, words);
   }
 
-  // Word `word` of a run of codes of n values a token; code(i, t) gives them.
-  template <class Code>
-  __device__ Word pack_codes(uint32_t n, uint32_t bits, uint32_t word, Code&& code) const {
-    const uint32_t group_tokens = kv_group_tokens(n), units = kv_group_units(n);
-    const uint32_t plane = KV_BLOCK / group_tokens * units;
-    const uint32_t of_unit = word / plane, group = word % plane / units, unit = word % units;
-    const uint32_t per_word = bits == 3 ? 8 : 32 / bits, all = ~0u >> (32 - bits);
-    Word packed;
-    const auto add = [&](uint32_t e) {
-      const uint32_t c = unit * 32 + e, t = group * group_tokens + c / n;
-      if (!is_new(t)) return;
-      packed.bits |= kv_deposit(bits, e, of_unit, code(c % n, t));
-      packed.mask |= kv_deposit(bits, e, of_unit, all);
-    };
-    for (uint32_t e = 0; e < per_word; ++e) add(of_unit * per_word + e);
-    if (bits == 3)
-      for (uint32_t e = 24; e < 32; ++e) add(e);  // their high bits lie in all three words
-    return packed;
+  // Whole units of 32 codes, each its own lane's.
+  __device__ __forceinline__ void pack_units(uint32_t first, uint32_t units, uint32_t bits, uint32_t t,
+                                             uint32_t* words) const {
+    const uint32_t field = bits == 3 ? 4 : bits, of_word = 32 / field, w = lane / of_word;
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) {
+      if (v - first >= units) continue;
+      uint32_t word = codes[v];
+      if (bits == 3) word |= (__shfl_sync(kAllLanes, word, 24 + lane % 8) >> w & 1u) << 3;
+      word <<= lane % of_word * field;
+      for (uint32_t step = 1; step < of_word; step *= 2) word |= __shfl_xor_sync(kAllLanes, word, step);
+      if (lane % of_word == 0 && w < bits) words[(w * KV_BLOCK + t) * units + v - first] = word;
+    }
   }
 
-  __device__ Word pack_scales(uint32_t scale_bits, uint32_t word, const uint32_t* codes) const {
-    const uint32_t per_word = 32 / scale_bits;
-    Word packed;
-    for (uint32_t t = word * per_word; t < (word + 1) * per_word; ++t) {
-      if (!is_new(t)) continue;
-      packed.bits |= codes[t] << kv_scale_shift(scale_bits, t);
-      packed.mask |= (~0u >> (32 - scale_bits)) << kv_scale_shift(scale_bits, t);
-    }
-    return packed;
+  __device__ void pack_parts(uint32_t first, uint32_t n, uint32_t bits, uint32_t t, uint32_t* words) const {
+    uint32_t* all = reinterpret_cast<uint32_t*>(rows);
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v)
+      if (is_value(v)) all[value(v)] = codes[v];
+    __syncwarp();
+    merge_parts(all + first, n, bits, t, words);
+    __syncwarp();
   }
 
-  __device__ Word pack_word(uint32_t word) const {
-    const uint32_t n = side.n, segments = side.segments;
-    const uint32_t second = n * side.bits[0], scales = kv_scales_at(n, segments, side.bits[0], side.bits[1]);
-    const uint32_t signs = scales + segments * side.scale_bits, norms = signs + d;
-    if (word < scales) {
-      const uint32_t segment = segments == 2 && word >= second ? 1 : 0, bits = side.bits[segment];
-      return pack_codes(n, bits, word - segment * second,
-                        [&](uint32_t i, uint32_t t) { return code_of(segment, bits, i, t); });
-    }
-    if (word < signs) {
-      const uint32_t segment = (word - scales) / side.scale_bits;
-      return pack_scales(side.scale_bits, (word - scales) % side.scale_bits, w.scales[segment]);
-    }
-    if (word < norms)
-      return pack_codes(d, 1, word - signs,
-                        [&](uint32_t i, uint32_t t) { return w.y[i * kStride + t] >= 0 ? 1u : 0u; });
-    return pack_scales(16, word - norms, w.norms);
+  __device__ void store_scale(uint32_t scale_bits, uint32_t t, uint32_t code, uint32_t* words) const {
+    if (scale_bits == 8)
+      reinterpret_cast<uint8_t*>(words)[t] = uint8_t(code);
+    else
+      reinterpret_cast<uint16_t*>(words)[t] = uint16_t(code);
   }
 
-  // Tokens beside the new ones stay as they are.
-  __device__ void pack(uint32_t* words) const {
-    for (uint32_t i = threadIdx.x; i < side.words; i += kThreads) {
-      const Word packed = pack_word(i);
-      if (packed.mask == ~0u)
-        words[i] = packed.bits;
-      else if (packed.mask != 0)
-        words[i] = (words[i] & ~packed.mask) | packed.bits;
-    }
+  // Token t of a block, whose words of this side begin at `words`.
+  __device__ void store(uint32_t t, uint32_t* words) {
+    const uint32_t n = side.n;
+    pack(0, n, side.bits[0], t, words);
+    if (side.segments == 2) pack(n, n, side.bits[1], t, words + kv_codes_at(n, side.bits[0], 1));
+    const uint32_t scales_at = kv_scales_at(n, side.segments, side.bits[0], side.bits[1]);
+    if (side.scale_bits != 0 && lane < side.segments)
+      store_scale(side.scale_bits, t, lane == 0 ? scales[0] : scales[1], words + scales_at + lane * side.scale_bits);
+    if (!side.qjl) return;
+    const uint32_t norm = project_residual();
+    uint32_t* signs = words + scales_at + side.segments * side.scale_bits;
+    pack(0, d, 1, t, signs);
+    if (lane == 0) store_scale(16, t, norm, signs + d);
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) kv_append(const Append a) {
+// d is 32 x kValues if kFull, else at most that.
+template <uint32_t kValues, bool kFull>
+__global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
+    kv_append(const __grid_constant__ KvAppendArguments a, const uint32_t chunks, const uint32_t matrix_stride) {
   extern __shared__ __align__(16) float memory[];
-  wait_for_inputs();
   let_next_start();
-  const uint32_t sequence = blockIdx.z, head = blockIdx.y / 2, d = a.head_dim;
-  const int32_t* append = a.appends + 3 * uint64_t(sequence);
-  const uint32_t source = uint32_t(append[0]), position = uint32_t(append[1]), tokens = uint32_t(append[2]);
-  const uint32_t block = position / KV_BLOCK + blockIdx.x;
-  const uint32_t begin = max(position, block * KV_BLOCK), end = min(position + tokens, (block + 1) * KV_BLOCK);
-  if (begin >= end) return;
+  const uint32_t d = kFull ? kValues * kWarp : a.head_dim, head = blockIdx.y / 2, is_v = blockIdx.y % 2;
+  const KvAppendSide& side = a.sides[is_v];
+  const uint32_t warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  float* const book = memory;
+  float* const rows = book + 2 * kBook + warp * floats_of_warp(d);
+  float* const staged = book + 2 * kBook + warps * floats_of_warp(d);  // [d][matrix_stride], if that is not 0
 
-  const Side& side = a.sides[blockIdx.y % 2];
-  const Workplace w = workplace(memory, d);
-  const Encoder encoder{side, w, d, head, begin % KV_BLOCK, end - begin};
-  const uint64_t stride = uint64_t(a.heads) * d;
-  const T* values = static_cast<const T*>(blockIdx.y % 2 == 0 ? a.k : a.v);
-  encoder.load_codebook();
-  encoder.load(values + (uint64_t(source) + (begin - position)) * stride + head * d, stride,
-               a.table + uint64_t(begin) * d);
-  encoder.encode();
-  if (side.qjl) encoder.project_residual();
-  const uint64_t row = uint64_t(sequence) * a.heads + head;
-  encoder.pack(a.cache + (row * a.blocks + block) * a.block_words + side.first_word);
+  // What no kernel writes.
+  const float* matrix = side.transform + (side.transform_of_head ? uint64_t(head) * d * d : 0);
+  if (side.transform != nullptr && matrix_stride != 0)
+    for (uint32_t at = 4 * threadIdx.x; at < d * d; at += 4 * blockDim.x)
+      store4(staged + at / d * matrix_stride + at % d, load4(matrix + at));
+  const float* codebook = side.codebook + (side.codebook_of_head ? head * side.codebook_size : 0);
+  for (uint32_t i = threadIdx.x; i < 2 * kBook; i += blockDim.x) {
+    const uint32_t segment = i / kBook, first = segment == 0 ? 0 : (2u << side.bits[0]) - 1, at = first + i % kBook;
+    const uint32_t end = segment + 1 < side.segments ? (2u << side.bits[0]) - 1 : side.codebook_size;
+    book[i] = segment < side.segments && at < min(end, side.codebook_size) ? codebook[at] : 0;
+  }
+  Encoder<kValues, kFull> encoder{side, book, rows, d};
+  const uint32_t lane = encoder.lane;
+  float mean[kValues], turned[kValues], crossed[kValues];
+#pragma unroll
+  for (uint32_t v = 0; v < kValues; ++v) {
+    const uint32_t i = encoder.is_value(v) ? v * kWarp + lane : lane % 2, at = head * d + i;
+    mean[v] = side.mean != nullptr ? side.mean[at] : 0;
+    turned[v] = side.position_mean != nullptr ? side.position_mean[at] : 0;
+    crossed[v] = side.position_mean == nullptr ? 0
+                 : i % 2 == 0                  ? -side.position_mean[at + 1]
+                                               : side.position_mean[at - 1];
+  }
+  wait_for_inputs();
+  __syncthreads();
+
+  const uint64_t item = uint64_t(blockIdx.x) * warps + warp;
+  const uint32_t sequence = uint32_t(item / chunks);
+  if (sequence >= a.sequences) return;
+  const int32_t* append = a.appends + 3 * uint64_t(sequence);
+  const uint32_t source = uint32_t(append[0]), position = uint32_t(append[1]), count = uint32_t(append[2]);
+  const uint32_t chunk = (position / kChunk + uint32_t(item % chunks)) * kChunk;
+  const uint32_t end = min(position + count, chunk + kChunk);
+  for (uint32_t token = max(position, chunk); token < end; ++token) {
+    const uint64_t row = (uint64_t(source) + (token - position)) * a.heads * d + head * d;
+    float* x = rows;
+#pragma unroll
+    for (uint32_t v = 0; v < kValues; ++v) {
+      encoder.y[v] = 0;
+      if (!encoder.is_value(v)) continue;
+      const uint32_t i = v * kWarp + lane;
+      float number = load_value(a.values[is_v], a.dtype, row + i);
+      if (side.position_mean != nullptr) {
+        const float2 turn = load2(a.table + uint64_t(token) * d + (i & ~1u));  // cosine and sine
+        number = minus(number, plus(times(turned[v], turn.x), times(crossed[v], turn.y)));
+      }
+      if (side.mean != nullptr) number = minus(number, mean[v]);
+      encoder.y[v] = number;
+      x[i] = number;
+    }
+    __syncwarp();
+    if (side.transform != nullptr) {
+      if (matrix_stride != 0)
+        encoder.multiply(staged, matrix_stride, x);
+      else
+        encoder.multiply(matrix, d, x);
+    }
+    __syncwarp();
+    encoder.encode();
+    const uint64_t block = (uint64_t(sequence) * a.heads + head) * a.blocks + token / KV_BLOCK;
+    encoder.store(token % KV_BLOCK, a.cache + block * a.block_words + side.first_word);
+    __syncwarp();
+  }
 }
 
-Side side_of(const KvSide& format, const KvSideTensors& t, uint32_t first_word, uint32_t d) {
+template <uint32_t kValues, bool kFull>
+void launch_exact(const KvAppendArguments& a, const Launch& l) {
+  // Tokens that follow one another may begin anywhere in a chunk.
+  const uint32_t d = a.head_dim, chunks = (a.max_count + 2 * kChunk - 2) / kChunk, sides = 2 * a.heads;
+  const uint64_t items = uint64_t(a.sequences) * chunks;
+  // Warps of a block so that the multiprocessor with most of them has few.
+  uint32_t warps = kMostWarps;
+  const auto most = [&](uint32_t n) {
+    return (uint64_t(sides) * blocks_of(items, n) + l.gpu.multiprocessors - 1) / l.gpu.multiprocessors * n;
+  };
+  for (uint32_t n = kMostWarps - 1; n >= kFewestWarps; --n)
+    if (most(n) < most(warps)) warps = n;
+  const uint32_t bytes = 4 * (2 * kBook + warps * floats_of_warp(d));
+  uint32_t stride = stride_of_matrix(d), matrix_bytes = 4 * d * stride;
+  if (bytes + matrix_bytes > l.gpu.max_shared_bytes) stride = matrix_bytes = 0;
+  require(cudaFuncSetAttribute(kv_append<kValues, kFull>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(bytes + matrix_bytes)),
+          "cudaFuncSetAttribute");
+  start(kv_append<kValues, kFull>, dim3(blocks_of(items, warps), sides), warps * kWarp, bytes + matrix_bytes, l, a,
+        chunks, stride);
+}
+
+KvAppendSide side_of(const KvSide& format, const KvSideTensors& t, uint32_t first_word, uint32_t d) {
   return {.segments = format.segments,
           .bits = {format.bits[0], format.bits[1]},
           .scale_bits = format.scale_bits,
           .scale = format.scale,
           .qjl = format.qjl,
+          .gaussian = format.gaussian,
           .n = d / format.segments,
           .first_word = first_word,
-          .words = format.block_words(d),
           .codebook_size = format.codebook_size(),
           .mean = pointer<const float>(t.mean),
           .position_mean = pointer<const float>(t.position_mean),
@@ -452,26 +507,31 @@ Side side_of(const KvSide& format, const KvSideTensors& t, uint32_t first_word, 
 }  // namespace
 
 void launch(const KvAppend& a, const Launch& l) {
-  const uint32_t d = a.head_dim, bytes = shared_bytes(d);
-  const Append arguments{
-      .k = pointer<const void>(a.k),
-      .v = pointer<const void>(a.v),
+  const uint32_t d = a.head_dim;
+  const KvAppendArguments arguments{
+      .values = {pointer<const void>(a.k), pointer<const void>(a.v)},
+      .dtype = a.k.dtype,
       .appends = pointer<const int32_t>(a.appends),
       .table = pointer<const float>(a.table),
       .cache = pointer<uint32_t>(a.cache),
       .sides = {side_of(a.format.k, a.k_side, 0, d), side_of(a.format.v, a.v_side, a.format.k.block_words(d), d)},
+      .sequences = a.sequences,
       .heads = a.heads,
       .head_dim = d,
       .blocks = a.capacity / KV_BLOCK,
-      .block_words = a.format.block_words(d)};
-  // Tokens that follow one another may begin anywhere in a block.
-  const uint32_t blocks = std::min((a.max_count + 2 * KV_BLOCK - 2) / KV_BLOCK, arguments.blocks);
-  with_type(a.k.dtype, [&](auto type) {
-    using T = decltype(type);
-    require(cudaFuncSetAttribute(kv_append<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-            "cudaFuncSetAttribute");
-    start(kv_append<T>, dim3(blocks, 2 * a.heads, a.sequences), kThreads, bytes, l, arguments);
-  });
+      .block_words = a.format.block_words(d),
+      .max_count = a.max_count};
+  if (launch_kv_append_many(arguments, l)) return;
+  static_assert(kMaxHeadDim == 8 * kWarp);
+  switch (d) {
+    case 32: return launch_exact<1, true>(arguments, l);
+    case 64: return launch_exact<2, true>(arguments, l);
+    case 128: return launch_exact<4, true>(arguments, l);
+  }
+  if (d < 32) return launch_exact<1, false>(arguments, l);
+  if (d < 64) return launch_exact<2, false>(arguments, l);
+  if (d < 128) return launch_exact<4, false>(arguments, l);
+  launch_exact<8, false>(arguments, l);
 }
 
 }  // namespace turboesm::cuda

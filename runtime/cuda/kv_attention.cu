@@ -108,8 +108,8 @@ struct Share {
   const uint32_t* cache;        // of the head
   __device__ Share(const KvArguments& a, const KvPlace& place) : length(uint32_t(a.lengths[place.sequence])) {
     const uint32_t used = (length + KV_BLOCK - 1) / KV_BLOCK;
-    first = uint32_t(uint64_t(used) * place.split / a.splits);
-    end = uint32_t(uint64_t(used) * (place.split + 1) / a.splits);
+    first = used * place.split / a.splits;
+    end = used * (place.split + 1) / a.splits;
     cache = a.cache + uint64_t(place.tile(a)) * a.blocks * a.block_words;
   }
 };

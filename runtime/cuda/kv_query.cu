@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* 
       store4(staged + i / d * stride + i % d, load4(transform + i));
     transform = staged;
   }
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   __syncthreads();
   const uint32_t end = min(a.rows, (blockIdx.y + 1) * a.rows_of_block);
   for (uint32_t row = blockIdx.y * a.rows_of_block + threadIdx.y; row < end; row += kWarps) {

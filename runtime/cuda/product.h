@@ -32,6 +32,11 @@ void fill_random(void* out, uint64_t count, DType dtype, const Launch& l);
 // On the CUDA cores, in fp32: any type and shape.
 void launch_plain(const Product& p, const Launch& l);
 
+// f32 with few outputs; variants differ in the rows of a block.
+inline constexpr uint32_t kNarrowVariants = 4;
+bool narrow_can(const Product& p, uint32_t variant, const Gpu& gpu);
+void launch_narrow(const Product& p, uint32_t variant, const Launch& l);
+
 // What cuBLASLt has no epilogue for: the rows [first, first + rows) of y from `sums` [rows, outputs], products without
 // bias.
 void launch_epilogue(const Product& p, const float* sums, uint32_t first, uint32_t rows, const Launch& l);

@@ -2,6 +2,7 @@
 #include "runtime/cuda/product_hopper.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <cuda.h>
 
@@ -13,34 +14,41 @@ namespace {
 
 using namespace hopper;
 
-constexpr uint32_t kClusters = 2;     // large: clusters of 1 or 2 blocks
-constexpr uint32_t kSplits = 4;       // few: 1, 2, 4 or 8 blocks share K
+constexpr uint32_t kClusters = 2;                      // large: clusters of 1 or 2 blocks
+constexpr uint32_t kSplits[] = {1, 2, 3, 4, 5, 6, 8};  // few: blocks that share K
+constexpr uint32_t kSplitCount = sizeof(kSplits) / sizeof(uint32_t);
+constexpr uint32_t kDepths = 2;       // few: room for two blocks on a multiprocessor, or for one
 constexpr uint32_t kBandRows = 2048;  // of x, that large walks through column by column
 
 // Shared memory of a multiprocessor, and what it takes for itself of each block's.
 constexpr uint32_t kSharedOfAll = 228 * 1024, kSharedReserved = 1024;
-// `few` has so many blocks at least on a multiprocessor, which lets the next kernel's in early, and all that there are
-// if each still has kFewGoodStages.
-constexpr uint32_t kFewTogether = 2, kFewGoodStages = 3;
+// Two blocks of `few` fit on a multiprocessor, which lets the next kernel's in early, if each still has kFewGoodStages.
+constexpr uint32_t kFewGoodStages = 3, kFewLeastStages = 2;  // one is loaded while another is read
 // `few` is not tried with more blocks than this for each multiprocessor, unless there are few outputs.
 constexpr uint32_t kFewWaves = 6, kFewOutputs = 64;
-constexpr uint32_t kLargeRows = 17;  // the fewest that `large` is tried with
+// `large` is tried from so many rows on, where tiles are not filled up by more than half, and not too few.
+constexpr uint32_t kLargeRows = 65, kLargeBlocks = 4;  // a quarter of the multiprocessors at least
 
 struct Variant {
   bool large = false;
   uint32_t tile = 0;
-  uint32_t cluster = 1;    // large
-  uint32_t log_split = 0;  // few
+  uint32_t cluster = 1;  // large
+  uint32_t split = 1;    // few
+  bool deep = false;     // few: all of a multiprocessor's shared memory
 };
 
 Variant variant_of(uint32_t variant) {
-  if (variant < kLargeTileCount * kClusters) return {true, variant / kClusters, 1 + variant % kClusters, 0};
+  if (variant < kLargeTileCount * kClusters)
+    return {.large = true, .tile = variant / kClusters, .cluster = 1 + variant % kClusters};
   variant -= kLargeTileCount * kClusters;
-  return {false, variant / kSplits, 1, variant % kSplits};
+  return {.tile = variant / (kSplitCount * kDepths),
+          .split = kSplits[variant / kDepths % kSplitCount],
+          .deep = variant % kDepths == 1};
 }
 
 bool aligned(const void* pointer, uint64_t bytes) { return reinterpret_cast<uint64_t>(pointer) % bytes == 0; }
 
+// Four neighbouring outputs from a multiple of four on are one aligned access everywhere.
 bool has_vectors(const Product& p) {
   return p.outputs % 4 == 0 && aligned(p.bias, 16) && aligned(p.residual, 16) && aligned(p.table, 16) &&
          aligned(p.y, 4 * size_of(p.y_dtype));
@@ -61,7 +69,6 @@ Epilogue epilogue_of(const Product& p) {
   e.q_scale = p.q_scale;
   e.y_dtype = p.y_dtype;
   e.gelu = p.gelu;
-  e.vectors = has_vectors(p);
   return e;
 }
 
@@ -145,41 +152,88 @@ void launch_large(const Product& p, const Variant& v, const Launch& l) {
                  epilogue_of(p), plan);
 }
 
-void launch_few(const Product& p, const Variant& v, const Launch& l) {
+// The grid of `few`, clusters along x.
+dim3 few_grid(const Product& p, const Variant& v) {
   const FewTile& tile = kFewTiles[v.tile];
-  FewPlan plan;
-  plan.blocks_k = blocks_of(p.inputs, kBlockInputs);
-  plan.log_split = v.log_split;
-  const uint32_t wanted = std::min(blocks_of(plan.blocks_k, uint64_t(1) << v.log_split), kFewStages);
-  const dim3 grid(blocks_of(p.outputs, tile.outputs) << v.log_split, blocks_of(p.rows, tile.tokens));
-  const uint32_t beside = kSharedReserved + kSharedAlignment + kStaticShared + tile.sums_bytes;
-  const auto stages_of = [&](uint32_t together) {
-    const uint32_t shared = kSharedOfAll / together;
-    return shared > beside ? (shared - beside) / tile.stage_bytes : 0;
-  };
-  // Clusters leave some multiprocessors unused.
-  const uint32_t usable = l.gpu.multiprocessors - l.gpu.multiprocessors / 16;
-  uint32_t together = std::max(kFewTogether, blocks_of(uint64_t(grid.x) * grid.y, usable));
-  while (together > 1 && stages_of(together) < std::min(wanted, kFewGoodStages)) --together;
-  plan.stages = std::min(wanted, stages_of(together));
-  const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.tokens);
-  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.outputs);
-  start_clusters(few_kernel(v.tile, p.dtype), grid, tile.threads,
-                 kSharedAlignment + plan.stages * tile.stage_bytes + tile.sums_bytes, 1u << v.log_split, l, x, weight,
-                 epilogue_of(p), plan);
+  return dim3(blocks_of(p.outputs, tile.outputs) * v.split, blocks_of(p.rows, tile.tokens));
 }
 
-// Tokens of a tile: all rows, in the smallest tile that holds them, or tiles of at least 64 that leave little empty.
+struct FewMemory {
+  FewPlan plan;
+  uint32_t bytes = 0;
+};
+
+// Stages, and sums beside them, or in their place where room is short.
+FewMemory few_memory(const Product& p, const Variant& v) {
+  const FewTile& tile = kFewTiles[v.tile];
+  FewMemory memory;
+  FewPlan& plan = memory.plan;
+  plan.blocks_k = blocks_of(p.inputs, kBlockInputs);
+  plan.split = v.split;
+  plan.octets = blocks_of(tile.octets, v.split);
+  const uint32_t wanted = std::min(blocks_of(plan.blocks_k, v.split), kFewStages);
+  const uint32_t sums = v.split * plan.octets * tile.octet_bytes;
+  const auto try_to = [&](uint32_t together, bool apart, uint32_t least) {
+    const uint32_t room = kSharedOfAll / together - kSharedReserved - kSharedAlignment - kStaticShared;
+    if (room < sums) return false;
+    plan.stages = std::min(wanted, (apart ? room - sums : room) / tile.stage_bytes);
+    plan.apart = apart;
+    const uint32_t stages = plan.stages * tile.stage_bytes;
+    memory.bytes = kSharedAlignment + (apart ? stages + sums : std::max(stages, sums));
+    return plan.stages >= std::min(wanted, least);
+  };
+  const bool found = v.deep ? try_to(1, true, kFewGoodStages + 1) || try_to(1, false, kFewLeastStages)
+                            : try_to(2, true, kFewGoodStages + 1) || try_to(2, false, kFewGoodStages);
+  if (!found) plan.stages = 0;
+  return memory;
+}
+
+void launch_few(const Product& p, const Variant& v, const Launch& l) {
+  const FewTile& tile = kFewTiles[v.tile];
+  const FewMemory memory = few_memory(p, v);
+  const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.tokens);
+  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.outputs);
+  start_clusters(few_kernel(v.tile, p.dtype, has_vectors(p)), few_grid(p, v), tile.threads, memory.bytes, v.split, l, x,
+                 weight, epilogue_of(p), memory.plan);
+}
+
+// Tokens of a tile: all rows, in the smallest tile that holds them, or fewer.
 bool sensible_tokens(const FewTile& tile, uint32_t rows) {
-  if (tile.tokens < rows) return tile.tokens >= 64;
+  if (tile.tokens < rows) return tile.tokens >= 16;
   for (const FewTile& other : kFewTiles)
     if (other.groups == tile.groups && other.tokens >= rows && other.tokens < tile.tokens) return false;
   return true;
 }
 
+bool few_can(const Product& p, const Variant& v, const Gpu& gpu) {
+  const FewTile& tile = kFewTiles[v.tile];
+  const uint32_t blocks_k = blocks_of(p.inputs, kBlockInputs);
+  if (v.split > blocks_k || !sensible_tokens(tile, p.rows) || (tile.groups > 1 && !has_vectors(p))) return false;
+  const dim3 grid = few_grid(p, v);
+  const uint64_t blocks = uint64_t(grid.x) * grid.y;
+  if (v.deep) {  // only where a block has a multiprocessor to itself and more stages are of use
+    const FewMemory shallow = few_memory(p, {.tile = v.tile, .split = v.split});
+    if (blocks > gpu.multiprocessors || shallow.plan.stages >= blocks_of(blocks_k, v.split)) return false;
+  }
+  const FewMemory memory = few_memory(p, v);
+  if (grid.y > 65535 || memory.plan.stages == 0 || memory.bytes + kStaticShared > gpu.max_shared_bytes) return false;
+  return p.outputs <= kFewOutputs || blocks <= uint64_t(kFewWaves) * gpu.multiprocessors ||
+         (v.split == 1 && grid.y == 1);
+}
+
+bool large_can(const Product& p, const Variant& v, const Gpu& gpu) {
+  Kind kind{};
+  const LargeTile& tile = kLargeTiles[v.tile];
+  if (p.rows < kLargeRows || !has_vectors(p) || !kind_of(p, kind)) return false;
+  const uint64_t row_tiles = uint64_t(blocks_of(p.rows, tile.rows * v.cluster)) * v.cluster;
+  const uint64_t tiles = row_tiles * blocks_of(p.outputs, tile.columns);
+  if (tiles >> 31 != 0) return false;
+  return row_tiles * tile.rows * 2 <= uint64_t(p.rows) * 3 && tiles * kLargeBlocks >= gpu.multiprocessors;
+}
+
 }  // namespace
 
-uint32_t hopper_variants() { return kLargeTileCount * kClusters + kFewTileCount * kSplits; }
+uint32_t hopper_variants() { return kLargeTileCount * kClusters + kFewTileCount * kSplitCount * kDepths; }
 
 std::string hopper_name(uint32_t variant) {
   const Variant v = variant_of(variant);
@@ -190,7 +244,7 @@ std::string hopper_name(uint32_t variant) {
   }
   const FewTile& tile = kFewTiles[v.tile];
   return "few " + std::to_string(tile.outputs) + "x" + std::to_string(tile.tokens) + " split " +
-         std::to_string(1u << v.log_split);
+         std::to_string(v.split) + (v.deep ? " deep" : "");
 }
 
 bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
@@ -199,19 +253,8 @@ bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
   if (p.rows == 0 || p.outputs == 0 || p.inputs == 0) return false;
   if (p.inputs % 8 != 0 || !aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
   const Variant v = variant_of(variant);
-  if (v.large) {
-    Kind kind{};
-    const LargeTile& tile = kLargeTiles[v.tile];
-    if (uint64_t(blocks_of(p.rows, tile.rows)) * blocks_of(p.outputs, tile.columns) >> 31 != 0) return false;
-    return p.rows >= kLargeRows && has_vectors(p) && kind_of(p, kind);
-  }
-  const FewTile& tile = kFewTiles[v.tile];
-  const uint64_t split = uint64_t(1) << v.log_split, row_tiles = blocks_of(p.rows, tile.tokens);
-  if (kSharedAlignment + kStaticShared + tile.sums_bytes + tile.stage_bytes > gpu.max_shared_bytes) return false;
-  if (row_tiles > 65535 || split > blocks_of(p.inputs, kBlockInputs) || !sensible_tokens(tile, p.rows)) return false;
-  const uint64_t blocks = blocks_of(p.outputs, tile.outputs) * row_tiles * split;
-  return p.outputs <= kFewOutputs || blocks <= uint64_t(kFewWaves) * gpu.multiprocessors ||
-         (split == 1 && row_tiles == 1);
+  if (v.large) return large_can(p, v, gpu);
+  return few_can(p, v, gpu);
 }
 
 void launch_hopper(const Product& product, uint32_t variant, const Launch& l) {

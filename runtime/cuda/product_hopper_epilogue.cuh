@@ -68,6 +68,21 @@ __device__ __forceinline__ void store_one(const Epilogue& e, uint64_t at, float 
     static_cast<uint16_t*>(e.y)[at] = uint16_t(pack(z, z, e.y_dtype == DType::f16));
 }
 
+// A lane's sums of eight tokens where M is outputs: a wgmma leaves with lane l outputs l / 4 and l / 4 + 8 of tokens 2
+// (l % 4) and the next, in (x, y) and (z, w). Returned are outputs quad_output(l) .. + 3 of token quad_token(l): first
+// bit 2 of the lane and the lowest of the token change places, then bit 3 of the lane and bit 3 of the output.
+__device__ __forceinline__ uint32_t quad_token(uint32_t lane) { return lane % 4 * 2 + lane / 4 % 2; }
+__device__ __forceinline__ uint32_t quad_output(uint32_t lane) { return lane / 8 % 2 * 8 + lane / 16 * 4; }
+__device__ __forceinline__ float4 to_quad(float4 v, uint32_t lane) {
+  const bool odd = lane & 4, high = lane & 8;
+  const float a = __shfl_xor_sync(kAllLanes, odd ? v.x : v.y, 4);
+  const float b = __shfl_xor_sync(kAllLanes, odd ? v.z : v.w, 4);
+  v = {odd ? a : v.x, odd ? v.y : a, odd ? b : v.z, odd ? v.w : b};
+  const float c = __shfl_xor_sync(kAllLanes, high ? v.x : v.z, 8);
+  const float d = __shfl_xor_sync(kAllLanes, high ? v.y : v.w, 8);
+  return {high ? c : v.x, high ? d : v.y, high ? v.z : c, high ? v.w : d};
+}
+
 // Four values of a row of f32 from column on, `outputs` long; 0 beyond.
 __device__ __forceinline__ float4 load_quad(const float* row, uint32_t column, uint32_t outputs, bool vectors) {
   float4 v{};

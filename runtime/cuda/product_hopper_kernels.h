@@ -31,7 +31,6 @@ struct Epilogue {
   float q_scale = 1;
   DType y_dtype = DType::f32;
   bool gelu = false;
-  bool vectors = false;  // four neighbouring outputs from a multiple of four on are one aligned access everywhere
 };
 
 // ---- large ----------------------------------------------------------------------------------------------------------
@@ -79,22 +78,25 @@ struct FewTile {
   uint32_t tokens;  // rows of x
   uint32_t outputs = 64 * groups;
   uint32_t stage_bytes = (outputs + tokens) * kBlockRowBytes;
-  uint32_t stride = outputs + 4;  // of a token's partial sums, in floats
-  uint32_t sums_bytes = tokens * stride * 4;
-  uint32_t threads = groups * 128 + 32;
+  uint32_t octets = tokens / 8;            // eight tokens: what a block adds up and finishes as one
+  uint32_t octet_bytes = outputs * 8 * 4;  // of an octet's sums
+  uint32_t threads = groups * 128;
 };
-inline constexpr FewTile kFewTiles[] = {{1, 8},   {1, 16},  {1, 32}, {1, 48}, {1, 64}, {1, 96},  {1, 128},
-                                        {1, 160}, {1, 256}, {2, 32}, {2, 64}, {2, 96}, {2, 128}, {2, 160}};
+inline constexpr FewTile kFewTiles[] = {{1, 8},   {1, 16}, {1, 24}, {1, 40}, {1, 64}, {1, 80},  {1, 96}, {1, 128},
+                                        {1, 152}, {2, 40}, {2, 64}, {2, 80}, {2, 96}, {2, 128}, {2, 152}};
 inline constexpr uint32_t kFewTileCount = sizeof(kFewTiles) / sizeof(FewTile);
 inline constexpr uint32_t kFewStages = 24;  // at most
 
+// A cluster is `split` blocks, of a part of K each.
 struct FewPlan {
   uint32_t blocks_k = 0;
-  uint32_t log_split = 0;  // 2^log_split blocks of a cluster share K
+  uint32_t split = 1;  // parts of K, whose sums are added up
   uint32_t stages = 0;
+  uint32_t octets = 0;  // ceil(octets of the tile / split): that a block adds up at most
+  bool apart = false;   // sums have memory of their own; otherwise that of the stages
 };
 
 using FewKernel = void (*)(CUtensorMap x, CUtensorMap weight, Epilogue, FewPlan);
-FewKernel few_kernel(uint32_t tile, DType dtype);
+FewKernel few_kernel(uint32_t tile, DType dtype, bool vectors);  // without vectors: tiles of one group
 
 }  // namespace turboesm::cuda::hopper

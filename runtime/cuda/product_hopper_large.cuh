@@ -167,11 +167,27 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   } else {
     __syncthreads();
   }
-  wait_for_inputs();
-
   const uint32_t work = plan.row_groups * plan.column_tiles;
   const uint32_t first = blockIdx.x / plan.cluster, step = gridDim.x / plan.cluster;
   const uint32_t group = threadIdx.x / kGroup;
+
+  const auto load_weights = [&](uint32_t stage, const LargePosition& tile, uint32_t k) {
+    const uint32_t to = stages + stage * kStageBytes + kXBytes, barrier = full + 8 * stage, column = k * kBlockInputs;
+    barrier_expect(barrier, kStageBytes);
+    if (plan.cluster > 1) {
+      load_box_all(to + rank * kHalfBytes, &weight_map, column, tile.column + rank * (kColumns / 2), barrier, 3);
+    } else {
+      load_box(to, &weight_map, column, tile.column, barrier);
+      load_box(to + kHalfBytes, &weight_map, column, tile.column + kColumns / 2, barrier);
+    }
+  };
+  // The first tile's weights are on their way while the kernel before still runs.
+  const uint32_t early = first < work ? min(kStages, plan.blocks_k) : 0;
+  if (threadIdx.x == 0 && early > 0) {
+    const LargePosition tile = tile_position<kRows, kColumns>(plan, first, rank);
+    for (uint32_t k = 0; k < early; ++k) load_weights(k, tile, k);
+  }
+  wait_for_inputs();
 
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFewRegisters));
@@ -180,18 +196,11 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       for (uint32_t n = first; n < work; n += step) {
         const LargePosition tile = tile_position<kRows, kColumns>(plan, n, rank);
         for (uint32_t k = 0; k < plan.blocks_k; ++k) {
-          const uint32_t to = stages + stage * kStageBytes, barrier = full + 8 * stage;
-          const uint32_t weights = to + kXBytes, column = k * kBlockInputs;
-          barrier_wait(empty + 8 * stage, parity);
-          barrier_expect(barrier, kStageBytes);
-          load_box(to, &x_map, column, tile.row, barrier);
-          if (plan.cluster > 1) {
-            load_box_all(weights + rank * kHalfBytes, &weight_map, column, tile.column + rank * (kColumns / 2), barrier,
-                         3);
-          } else {
-            load_box(weights, &weight_map, column, tile.column, barrier);
-            load_box(weights + kHalfBytes, &weight_map, column, tile.column + kColumns / 2, barrier);
+          if (n != first || k >= early) {
+            barrier_wait(empty + 8 * stage, parity);
+            load_weights(stage, tile, k);
           }
+          load_box(stages + stage * kStageBytes, &x_map, k * kBlockInputs, tile.row, full + 8 * stage);
           if (++stage == kStages) stage = 0, parity ^= 1;
         }
       }

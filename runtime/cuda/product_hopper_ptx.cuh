@@ -49,6 +49,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+__device__ __forceinline__ uint32_t cluster_index() {
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+}
 // The address of the same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
   uint32_t mapped;
@@ -59,10 +64,26 @@ __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
 }
-__device__ __forceinline__ void store_cluster(uint32_t address, float value) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+// Four floats into shared memory of a block of the cluster, without waiting; `barrier` lies in the same block and
+// counts their 16 bytes. Who has waited for the barrier sees them.
+__device__ __forceinline__ void store_async4(uint32_t to, float a, float b, float c, float d, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+               : "memory");
 }
-// The relaxed arrival says only that the thread has come so far, not what it has written.
+__device__ __forceinline__ void store_shared4(uint32_t to, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+__device__ __forceinline__ float4 load_shared4(uint32_t from) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+// The relaxed arrival says only that the thread has come so far, not what it has written: the released one waits until
+// all that it has can be seen on the whole GPU. What barrier_init_fence() follows needs no other.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
@@ -128,21 +149,19 @@ struct Wgmma;
 
 #define TURBOESM_R4 "%0, %1, %2, %3"
 #define TURBOESM_R8 TURBOESM_R4 ", %4, %5, %6, %7"
-#define TURBOESM_R16 TURBOESM_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define TURBOESM_R24 TURBOESM_R16 ", %16, %17, %18, %19, %20, %21, %22, %23"
-#define TURBOESM_R32 TURBOESM_R24 ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define TURBOESM_R48 \
-  TURBOESM_R32       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define TURBOESM_R12 TURBOESM_R8 ", %8, %9, %10, %11"
+#define TURBOESM_R16 TURBOESM_R12 ", %12, %13, %14, %15"
+#define TURBOESM_R20 TURBOESM_R16 ", %16, %17, %18, %19"
+#define TURBOESM_R32 TURBOESM_R20 ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TURBOESM_R40 TURBOESM_R32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define TURBOESM_R48 TURBOESM_R40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define TURBOESM_R64 \
   TURBOESM_R48       \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define TURBOESM_R80 \
-  TURBOESM_R64       \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define TURBOESM_R76 TURBOESM_R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
 #define TURBOESM_R96 \
-  TURBOESM_R80       \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+  TURBOESM_R76       \
+  ", %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define TURBOESM_R128                                                                            \
   TURBOESM_R96                                                                                   \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
@@ -174,12 +193,13 @@ struct Wgmma;
 
 TURBOESM_WGMMA(8, TURBOESM_R4, 4, 5, 6, TURBOESM_D4(0))
 TURBOESM_WGMMA(16, TURBOESM_R8, 8, 9, 10, TURBOESM_D8(0))
-TURBOESM_WGMMA(32, TURBOESM_R16, 16, 17, 18, TURBOESM_D16(0))
-TURBOESM_WGMMA(48, TURBOESM_R24, 24, 25, 26, TURBOESM_D16(0), TURBOESM_D8(16))
+TURBOESM_WGMMA(24, TURBOESM_R12, 12, 13, 14, TURBOESM_D8(0), TURBOESM_D4(8))
+TURBOESM_WGMMA(40, TURBOESM_R20, 20, 21, 22, TURBOESM_D16(0), TURBOESM_D4(16))
 TURBOESM_WGMMA(64, TURBOESM_R32, 32, 33, 34, TURBOESM_D32(0))
+TURBOESM_WGMMA(80, TURBOESM_R40, 40, 41, 42, TURBOESM_D32(0), TURBOESM_D8(32))
 TURBOESM_WGMMA(96, TURBOESM_R48, 48, 49, 50, TURBOESM_D32(0), TURBOESM_D16(32))
 TURBOESM_WGMMA(128, TURBOESM_R64, 64, 65, 66, TURBOESM_D64(0))
-TURBOESM_WGMMA(160, TURBOESM_R80, 80, 81, 82, TURBOESM_D64(0), TURBOESM_D16(64))
+TURBOESM_WGMMA(152, TURBOESM_R76, 76, 77, 78, TURBOESM_D64(0), TURBOESM_D8(64), TURBOESM_D4(72))
 TURBOESM_WGMMA(192, TURBOESM_R96, 96, 97, 98, TURBOESM_D64(0), TURBOESM_D32(64))
 TURBOESM_WGMMA(256, TURBOESM_R128, 128, 129, 130, TURBOESM_D64(0), TURBOESM_D64(64))
 

@@ -107,8 +107,8 @@ __global__ void __launch_bounds__(kThreads) product(const Product p) {
 template <class Y>
 __global__ void __launch_bounds__(kThreads)
     epilogue(const Product p, const float* sums, uint32_t first, uint32_t rows) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const uint32_t pairs = (p.outputs + 1) / 2;
   for (uint64_t i = uint64_t(blockIdx.x) * kThreads + threadIdx.x; i < uint64_t(rows) * pairs;
        i += uint64_t(gridDim.x) * kThreads) {

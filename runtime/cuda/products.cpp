@@ -103,7 +103,7 @@ std::vector<cublasLtMatmulAlgo_t> algorithms(cublasLtHandle_t cublaslt, const Ma
   return found;
 }
 
-constexpr size_t kFinalists = 6;  // that are timed more closely
+constexpr size_t kFinalists = 5;  // that are timed more closely
 
 uint32_t rows_at_once(const Product& p) {
   if (is_direct(p)) return p.rows;
@@ -164,6 +164,8 @@ std::vector<Products::Choice> Products::candidates(const Product& p) const {
   std::vector<Choice> found;
   for (uint32_t variant = 0; variant < hopper_variants(); ++variant)
     if (hopper_can(p, variant, gpu_)) found.push_back({.engine = Engine::hopper, .variant = variant});
+  for (uint32_t variant = 0; variant < kNarrowVariants; ++variant)
+    if (narrow_can(p, variant, gpu_)) found.push_back({.engine = Engine::narrow, .variant = variant});
   if (p.dtype == DType::f32 || gpu_.matrix_cores) {
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms(cublaslt_, Matmul(p, rows_at_once(p), gpu_.tf32)))
       found.push_back({.engine = Engine::cublaslt, .algorithm = algorithm});
@@ -174,6 +176,7 @@ std::vector<Products::Choice> Products::candidates(const Product& p) const {
 
 void Products::run(const Product& p, const Choice& choice, const Launch& place) const {
   if (choice.engine == Engine::plain) return launch_plain(p, place);
+  if (choice.engine == Engine::narrow) return launch_narrow(p, choice.variant, place);
   if (choice.engine == Engine::hopper) return launch_hopper(p, choice.variant, place);
   const uint32_t most = rows_at_once(p);
   const float one = 1, residual = is_direct(p) && p.residual ? 1 : 0;
@@ -200,31 +203,24 @@ void Products::run(const Product& p, const Choice& choice, const Launch& place) 
   }
 }
 
-float Products::time_once(const Product& p, const Choice& choice, const Launch& place) const {
-  place.follows_kernel = false;
+// By a graph of some launches, for a launch by itself takes longer than a small product; the best of some rounds.
+float Products::time(const Product& p, const Choice& choice, int launches, int rounds, const Launch& place) const {
   try {
-    run(p, choice, place);  // its code may still have to be loaded
-    return stopwatch_.microseconds(place.stream, [&] { run(p, choice, place); });
+    Capture capture(place.stream);
+    place.follows_kernel = false;
+    for (int i = 0; i < launches; ++i) run(p, choice, place);
+    const GraphExec executable = capture.end();
+    float least = INFINITY;
+    for (int round = 0; round <= rounds; ++round) {  // the first may still load the kernel's code
+      const float microseconds = stopwatch_.microseconds(
+          place.stream, [&] { cuda::require(cudaGraphLaunch(executable.get(), place.stream), "cudaGraphLaunch"); });
+      if (round > 0) least = std::min(least, microseconds / float(launches));
+    }
+    return least;
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::out_of_memory) throw;
     return INFINITY;  // an algorithm may refuse what the heuristic promised
   }
-}
-
-// A graph of several launches, for a launch by itself takes longer than a small product.
-float Products::time(const Product& p, const Choice& choice, const Launch& place) const {
-  constexpr int kLaunches = 6, kRounds = 2;
-  Capture capture(place.stream);
-  place.follows_kernel = false;
-  for (int i = 0; i < kLaunches; ++i) run(p, choice, place);
-  const GraphExec executable = capture.end();
-  float least = INFINITY;
-  for (int round = 0; round <= kRounds; ++round) {
-    const float microseconds = stopwatch_.microseconds(
-        place.stream, [&] { cuda::require(cudaGraphLaunch(executable.get(), place.stream), "cudaGraphLaunch"); });
-    if (round > 0) least = std::min(least, microseconds / kLaunches);
-  }
-  return least;
 }
 
 void Products::prepare(const Product& p, const Launch& place) {
@@ -232,8 +228,8 @@ void Products::prepare(const Product& p, const Launch& place) {
   if (p.rows == 0 || p.outputs == 0 || chosen_.contains(kind)) return;
   std::vector<Choice> choices = candidates(p);
   if (choices.size() > 1) {
-    // Activations have memory of their own: the operands' holds nothing yet, and may not be written before the recording
-    // runs. Zeros would be multiplied faster than numbers are.
+    // Activations have memory of their own: the operands' holds nothing yet, and may not be written before the
+    // recording runs. Zeros would be multiplied faster than numbers are.
     Product trial = p;
     const auto aligned = [](uint64_t bytes) { return (bytes + 255) / 256 * 256; };
     const uint64_t x_count = (uint64_t(p.rows) * p.inputs + 1) / 2 * 2;
@@ -255,11 +251,11 @@ void Products::prepare(const Product& p, const Launch& place) {
     trial.y = at + x_bytes;
     if (p.residual) trial.residual = static_cast<const float*>(trial.y);
     if (p.positions) trial.positions = reinterpret_cast<const int32_t*>(at + x_bytes + y_bytes);
-    for (Choice& choice : choices) choice.microseconds = time_once(trial, choice, place);
+    for (Choice& choice : choices) choice.microseconds = time(trial, choice, 3, 1, place);
     std::ranges::stable_sort(choices, {}, &Choice::microseconds);
     std::erase_if(choices, [](const Choice& choice) { return std::isinf(choice.microseconds); });
     choices.resize(std::min(choices.size(), kFinalists));
-    for (Choice& choice : choices) choice.microseconds = time(trial, choice, place);
+    for (Choice& choice : choices) choice.microseconds = time(trial, choice, 10, 3, place);
     cuda::require(cudaFreeAsync(memory, place.stream), "cudaFreeAsync");
     if (choices.empty()) choices.push_back({.engine = Engine::plain});
   }

@@ -32,7 +32,7 @@ class Products {
   using Kind = std::tuple<DType, DType, uint32_t, uint32_t, uint32_t, bool, bool, bool, uint32_t>;
   static Kind kind_of(const Product& p);
 
-  enum class Engine { plain, hopper, cublaslt };
+  enum class Engine { plain, narrow, hopper, cublaslt };
   struct Choice {
     Engine engine = Engine::plain;
     uint32_t variant = 0;              // of the module's own kernels
@@ -41,8 +41,7 @@ class Products {
   };
   std::vector<Choice> candidates(const Product& p) const;
   void run(const Product& p, const Choice& choice, const Launch& place) const;
-  float time_once(const Product& p, const Choice& choice, const Launch& place) const;  // microseconds
-  float time(const Product& p, const Choice& choice, const Launch& place) const;
+  float time(const Product& p, const Choice& choice, int launches, int rounds, const Launch& place) const;
 
   const Gpu& gpu_;
   cudaMemPool_t pool_;

@@ -62,8 +62,8 @@ __device__ int32_t draw(const SampleArguments& a, const Ranked& r, float uniform
 
 __global__ void __launch_bounds__(kMaxCandidates) sample(const SampleArguments a) {
   __shared__ Ranked ranked;
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const uint32_t b = blockIdx.x;
   if (a.active[b] <= 0) return;
   const float* logits = a.logits + (2 * uint64_t(b) + 1) * a.vocab;

@@ -132,7 +132,7 @@ TEST_CASE("attention agrees with the oracle", "[conformance]") {
       for (const Scores scores : kScores)
         add_attention(harness, dtype, {1, rng.pick(kHeadDims)}, pack({rng.pick(kLongLengths), 0, 1, 300}), scores);
       add_attention(harness, dtype, {20, 16}, pack({147, 2, 65}), Scores::usual);
-      if (harness.on_gpu())
+      if (harness.takes_large())
         for (const uint32_t head_dim : kHeadDims)
           add_attention(harness, dtype, {20, head_dim}, pack({1025, 300, 147, 2, 0, 64}), rng.pick(kScores));
       add_attention(harness, dtype, {1, 8}, short_sequences(rng, kManyRows), Scores::usual);
@@ -156,7 +156,8 @@ TEST_CASE("attention_maps agrees with the oracle", "[conformance]") {
   });
 }
 
-// A sequence's result must not depend on its company: the same bits alone, first and last in a batch.
+// A sequence's result must not depend on its company: the same bits alone, first and last in a batch. Where the longest
+// sequence decides between kernels that order their sums in their own ways, 16-bit results may differ by a rounding.
 TEST_CASE("attention of a sequence does not depend on the batch", "[conformance]") {
   const auto device = open_device_under_test();
   Rng rng(6);
@@ -196,8 +197,23 @@ TEST_CASE("attention of a sequence does not depend on the batch", "[conformance]
   };
   for (const DType dtype : kFloatTypes) {
     const std::vector<std::byte> alone = attend(dtype, {kLength}, 0);
-    CHECK((attend(dtype, {kLength, 37, 2, 300}, 0) == alone));
-    CHECK((attend(dtype, {300, 0, 1, kLength}, 3) == alone));
+    const bool many_kernels = device->info().spec.starts_with("cuda") && dtype != DType::f32;
+    const double allowed = !many_kernels ? 0 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+    for (const auto& together : {attend(dtype, {kLength, 37, 2, 300}, 0), attend(dtype, {300, 0, 1, kLength}, 3)}) {
+      if (allowed == 0) {
+        CHECK((together == alone));
+        continue;
+      }
+      std::vector<float> got(kOwn), want(kOwn);
+      convert(dtype, together.data(), DType::f32, got.data(), kOwn);
+      convert(dtype, alone.data(), DType::f32, want.data(), kOwn);
+      double errors = 0, squares = 0;
+      for (uint64_t i = 0; i < kOwn; ++i) {
+        errors += std::pow(double(got[i]) - want[i], 2);
+        squares += double(want[i]) * want[i];
+      }
+      CHECK(std::sqrt(errors / squares) < allowed);
+    }
   }
 }
 

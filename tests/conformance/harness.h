@@ -10,6 +10,7 @@
 
 #include "runtime/backend.h"
 #include "tests/conformance/data.h"
+#include "tests/options.h"
 
 // Runs operations on the device under test (--device) and on an oracle, and compares what they leave in memory. The
 // oracle is the CPU back end, whose own oracle are the loops of plain.h.
@@ -72,10 +73,10 @@ class Harness {
   bool rounds_centroids(DType out) const {
     return out != DType::f32 && on_matrix_cores(out) && device_->info().spec.starts_with("cuda");
   }
-  // Whether it is a GPU proper, to which larger cases can be put.
-  bool on_gpu() const {
+  // Whether larger cases can be put to it: a GPU proper, and --no-large was not said.
+  bool takes_large() const {
     const DeviceKind kind = device_->info().kind;
-    return kind != DeviceKind::cpu && kind != DeviceKind::software_gpu;
+    return kind != DeviceKind::cpu && kind != DeviceKind::software_gpu && test_options().large;
   }
   // Whether each kind of case has a kernel of its own to compile, so that their number counts.
   bool compiles() const { return device_->info().kind != DeviceKind::cpu; }

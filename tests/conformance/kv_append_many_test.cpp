@@ -226,7 +226,7 @@ TEST_CASE("kv_append of many f16 tokens is as near as the oracle's", "[conforman
     const auto device = open_device_under_test(matrix_cores);
     const DeviceKind kind = device->info().kind;
     const bool on_cpu = kind == DeviceKind::cpu;
-    const bool is_exact = on_cpu || device->info().spec.starts_with("cuda");
+    const bool is_exact = on_cpu || (device->info().spec.starts_with("cuda") && !matrix_cores);
     Rng rng(61);
     bool any_differ = false;
     const auto check = [&](const KvFormat& format, uint32_t heads, uint32_t head_dim,

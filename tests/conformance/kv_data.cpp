@@ -82,10 +82,10 @@ std::vector<FormatCase> format_cases(const Harness& harness, bool encoding) {
     if (harness.compiles() && std::find(seen.begin(), seen.end(), key) != seen.end()) continue;
     seen.push_back(key);
     const size_t index = seen.size();
-    if (harness.compiles() && !harness.on_gpu() && index > kSingularFormats && index % 2 == 0) continue;
+    if (harness.compiles() && !harness.takes_large() && index > kSingularFormats && index % 2 == 0) continue;
     if (!harness.compiles())
       cases.push_back({format, all});
-    else if (harness.on_gpu())
+    else if (harness.takes_large())
       cases.push_back({format, {usual[index % usual.size()], usual[(index + 2) % usual.size()]}});
     else
       cases.push_back({format, {usual[index % usual.size()]}});

@@ -113,7 +113,7 @@ TEST_CASE("linear agrees with the oracle", "[conformance]") {
     add_awkward_shapes(harness);
     add_aligned_shapes(harness);
     add_model_shapes(harness);
-    if (harness.on_gpu()) add_large_shapes(harness);
+    if (harness.takes_large()) add_large_shapes(harness);
     for (const Types types : kTypes) {
       add_linear(harness, types, {kManyRows, 8, 2}, {.bias = true});
       add_linear(harness, types, {3, 8, kManyRows + 1}, {.bias = true});

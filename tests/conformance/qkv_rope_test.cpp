@@ -80,7 +80,7 @@ TEST_CASE("qkv_rope agrees with the oracle", "[conformance]") {
         const Types types{in, out};
         add_awkward_shapes(harness, types);
         add_model_shapes(harness, types);
-        if (harness.on_gpu()) add_large_shapes(harness, types);
+        if (harness.takes_large()) add_large_shapes(harness, types);
         add_qkv_rope(harness, types, {kManyRows, 8, 1, 8});
         add_qkv_rope(harness, types, {0, 64, 1, 16});
       }

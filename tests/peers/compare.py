@@ -10,9 +10,12 @@ Needs torch with CUDA and transformers; nothing else in the project needs this s
 import argparse
 import datetime
 import json
+import os
 import pathlib
+import select
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).parent
 PREFILL = [  # size, batch, length, modes of PyTorch
@@ -33,17 +36,24 @@ class Peer:
     def __init__(self, size, dtype, batch, length, mode):
         command = [sys.executable, str(HERE / "prefill.py"), "--size", size, "--dtype", dtype, "--batch", str(batch)]
         command += ["--length", str(length), "--modes", mode, "--wait"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def wait_until_ready(self):
-        for line in self.process.stdout:
-            if line.strip() == "ready":
-                return True
-        return False
+    def wait_until_ready(self, deadline):
+        """Whether it is ready by then (time.monotonic()); if not, it is ended."""
+        output = b""
+        while b"ready\n" not in output:
+            seconds = deadline - time.monotonic()
+            readable = select.select([self.process.stdout], [], [], max(seconds, 0))[0]
+            piece = os.read(self.process.stdout.fileno(), 4096) if readable else b""
+            if not piece:
+                self.process.kill()
+                return False
+            output += piece
+        return True
 
     def milliseconds(self):
-        output, _ = self.process.communicate("\n")
-        for line in output.splitlines():
+        output, _ = self.process.communicate(b"\n")
+        for line in output.decode().splitlines():
             if " ms (" in line:
                 return float(line.split(": ")[-1].split(" ms")[0])
         return None
@@ -70,8 +80,11 @@ def prefill_table(arguments, devices):
     peers = {}
     for size, batch, length, modes in PREFILL:
         for mode in modes.split(","):
+            if mode not in arguments.modes.split(","):
+                continue
             peers[size, batch, length, mode] = Peer(size, arguments.dtype, batch, length, mode)
-    ready = {key for key, peer in peers.items() if peer.wait_until_ready()}
+    deadline = time.monotonic() + arguments.patience
+    ready = {key for key, peer in peers.items() if peer.wait_until_ready(deadline)}
     header(["model", "B x L"] + [f"turboesm {d}, ms" for d in devices] + ["eager", "sdpa", "torch.compile", "best / ours"])
     for size, batch, length, _ in PREFILL:
         shape = ["--size", size, "--dtype", arguments.dtype, "--batch", str(batch), "--length", str(length)]
@@ -113,6 +126,8 @@ def main():
     parser.add_argument("--turboesm", default="build/release/bin/turboesm")
     parser.add_argument("--devices", default="cuda,vulkan")
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--modes", default="eager,sdpa,compile", help="of PyTorch, as far as a shape has them")
+    parser.add_argument("--patience", type=float, default=900, help="seconds to wait for PyTorch's models to be ready")
     arguments = parser.parse_args()
     devices = arguments.devices.split(",")
     version = subprocess.run([arguments.turboesm, "--version"], capture_output=True, text=True).stdout.strip()
