@@ -25,9 +25,8 @@
 // are masked; values there are set to 0, because 0 x NaN is not 0.
 #include <cstdint>
 
-#include <cuda.h>
-
 #include "runtime/cuda/attention.cuh"
+#include "runtime/cuda/tensor_map.h"
 
 namespace turboesm::cuda {
 namespace {
@@ -469,26 +468,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     }
   }
 #else
-  __trap();  // compute capability 9.0 without the instructions of sm_90a: never launch this
+  __trap();  // without the instructions of sm_90a: never launched (Gpu::hopper)
 #endif
 }
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, which the runtime library does not have; null where the driver does not know it.
-Encode encode_function() {
-  static const Encode function = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    constexpr unsigned kSince = 12000;  // the version of CUDA that brought it
-    const cudaError_t result =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, kSince, cudaEnableDefault, &found);
-    return result == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(address) : nullptr;
-  }();
-  return function;
-}
 
 // Describes [tokens, heads, head_dim] to the copy engine, which takes panels of `rows` tokens. False when refused.
 bool describe(CUtensorMap& map, const Tensor& tensor, const Attention& a, uint32_t rows) {
@@ -497,9 +481,9 @@ bool describe(CUtensorMap& map, const Tensor& tensor, const Attention& a, uint32
   const cuuint32_t box[3] = {kPanel, 1, rows}, steps[3] = {1, 1, 1};
   const CUtensorMapDataType type =
       tensor.dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encode_function()(&map, type, 3, pointer<void>(tensor), sizes, strides, box, steps,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return tensor_map_encoder()(&map, type, 3, pointer<void>(tensor), sizes, strides, box, steps,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <class T, class Tile>
@@ -538,11 +522,11 @@ bool launch_type(const Attention& a, const Launch& l) {
 }  // namespace
 
 bool launch_hopper_attention(const Attention& a, const Launch& l) {
-  if (!l.gpu.matrix_cores || a.q.dtype == DType::f32 || l.gpu.compute_capability != 90) return false;
+  if (!l.gpu.matrix_cores || a.q.dtype == DType::f32 || !l.gpu.hopper) return false;
   if (a.head_dim != 64 && a.head_dim != 128) return false;
   // Fewer blocks would leave multiprocessors idle; smaller ones fill them better.
   if (blocks(a, a.head_dim == 64 ? 1 : 2) < l.gpu.multiprocessors) return false;
-  if (encode_function() == nullptr) return false;
+  if (!tensor_map_encoder()) return false;
   return a.q.dtype == DType::f16 ? launch_type<__half>(a, l) : launch_type<__nv_bfloat16>(a, l);
 }
 

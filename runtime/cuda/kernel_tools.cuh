@@ -14,6 +14,11 @@ namespace turboesm::cuda {
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
 
+// Whether the next kernel may be placed before the one ahead has finished. CUDA 12.3 brought that to graphs.
+inline bool starts_early(const Launch& l) {
+  return CUDART_VERSION >= 12030 && l.follows_kernel && l.gpu.compute_capability >= 90;
+}
+
 // Launches `kernel`, which must begin with wait_for_inputs(): from compute capability 9.0 on its blocks may be placed
 // while the kernel before it still runs. A grid without blocks is not launched.
 template <class... Parameters, class... Arguments>
@@ -29,7 +34,7 @@ void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
   config.dynamicSmemBytes = shared_bytes;
   config.stream = l.stream;
   config.attrs = &attribute;
-  config.numAttrs = l.follows_kernel && l.gpu.compute_capability >= 90 ? 1 : 0;
+  config.numAttrs = starts_early(l) ? 1 : 0;
   require(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "cudaLaunchKernelEx");
   l.follows_kernel = true;
 }

@@ -15,13 +15,21 @@ namespace turboesm::cuda {
 // What the choice of a kernel may depend on.
 struct Gpu {
   int index = 0;               // of the CUDA runtime
-  int compute_capability = 0;  // 10 x major + minor: 75, 80, 90 ...
+  int compute_capability = 0;  // 10 x major + minor of what its kernels were compiled for: 75, 80, 90 ...
+  bool hopper = false;         // and these with the instructions of sm_90a
   uint32_t multiprocessors = 0;
   uint32_t max_shared_bytes = 0;  // that a block may ask for
   uint64_t l2_bytes = 0;
   bool matrix_cores = true;  // DeviceOptions::matrix_cores
   bool tf32 = false;         // products of f32 may round their operands to 10 bits of mantissa
 };
+
+// What the kernels that this stream's device runs were compiled for; compute capability 0: the module has none for it.
+struct CompiledFor {
+  int compute_capability;
+  bool hopper;
+};
+CompiledFor compiled_for(cudaStream_t stream);
 
 // Kernels of one device run one after another, so all may use the same scratch memory while they run. Its first
 // kCounters words are zero whenever a kernel starts; who counts there puts them back to zero.

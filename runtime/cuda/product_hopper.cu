@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include <cuda.h>
-
 #include "runtime/cuda/kernel_tools.cuh"
 #include "runtime/cuda/product_hopper_kernels.h"
+#include "runtime/cuda/tensor_map.h"
 
 namespace turboesm::cuda {
 namespace {
@@ -86,14 +85,7 @@ bool kind_of(const Product& p, Kind& kind) {
 
 // [rows, columns] row-major, in boxes of box_rows x 64; what is outside of it reads as zero.
 CUtensorMap tensor_map(const void* base, DType dtype, uint32_t rows, uint32_t columns, uint32_t box_rows) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    require(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-            "cudaGetDriverEntryPointByVersion");
-    require(found == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorNotSupported, "cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
+  const auto encode = tensor_map_encoder();
   CUtensorMap map;
   const cuuint64_t sizes[] = {columns, rows}, strides[] = {uint64_t(columns) * 2};
   const cuuint32_t box[] = {kBlockInputs, box_rows}, steps[] = {1, 1};
@@ -125,7 +117,7 @@ void start_clusters(void (*kernel)(Parameters...), dim3 grid, uint32_t block, ui
     attribute.val.clusterDim.x = cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
-  if (l.follows_kernel) {
+  if (starts_early(l)) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -235,20 +227,8 @@ bool large_can(const Product& p, const Variant& v, const Gpu& gpu) {
 
 uint32_t hopper_variants() { return kLargeTileCount * kClusters + kFewTileCount * kSplitCount * kDepths; }
 
-std::string hopper_name(uint32_t variant) {
-  const Variant v = variant_of(variant);
-  if (v.large) {
-    const LargeTile& tile = kLargeTiles[v.tile];
-    return "large " + std::to_string(tile.rows) + "x" + std::to_string(tile.columns) +
-           (tile.ping_pong ? " ping-pong" : " cooperative") + " cluster " + std::to_string(v.cluster);
-  }
-  const FewTile& tile = kFewTiles[v.tile];
-  return "few " + std::to_string(tile.outputs) + "x" + std::to_string(tile.tokens) + " split " +
-         std::to_string(v.split) + (v.deep ? " deep" : "");
-}
-
 bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
-  if (gpu.compute_capability != 90 || !gpu.matrix_cores || variant >= hopper_variants()) return false;
+  if (!gpu.hopper || !gpu.matrix_cores || !tensor_map_encoder() || variant >= hopper_variants()) return false;
   if (p.dtype != DType::f16 && p.dtype != DType::bf16) return false;
   if (p.rows == 0 || p.outputs == 0 || p.inputs == 0) return false;
   if (p.inputs % 8 != 0 || !aligned(p.x, 16) || !aligned(p.weight, 16)) return false;

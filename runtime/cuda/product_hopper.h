@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "runtime/cuda/product.h"
 
@@ -11,8 +10,6 @@ namespace turboesm::cuda {
 
 // Variants are numbered 0 .. hopper_variants() - 1.
 uint32_t hopper_variants();
-// For logs: "large 128x128 ping-pong cluster 2", "few 64x40 split 4 deep".
-std::string hopper_name(uint32_t variant);
 
 // Whether the variant computes this product, and may sensibly be tried for it.
 bool hopper_can(const Product& product, uint32_t variant, const Gpu& gpu);

@@ -18,8 +18,6 @@ int attribute(cudaDeviceAttr which, int device) {
 
 Gpu gpu_of(int index, const SessionOptions& options) {
   return {.index = index,
-          .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
-                                attribute(cudaDevAttrComputeCapabilityMinor, index),
           .multiprocessors = uint32_t(attribute(cudaDevAttrMultiProcessorCount, index)),
           .max_shared_bytes = uint32_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)),
           .l2_bytes = uint64_t(attribute(cudaDevAttrL2CacheSize, index)),
@@ -53,6 +51,15 @@ Session::Session(uint32_t index, const SessionOptions& options) {
   gpu_ = gpu_of(int(index), options);
   pool_ = make_pool(int(index));
   stream_ = make_stream();
+  const CompiledFor compiled = compiled_for(stream_.get());
+  if (compiled.compute_capability == 0)
+    throw_error(
+        ErrorKind::device,
+        "cuda:{} cannot be used: this build's CUDA module has no kernels for its architecture; build turboesm on "
+        "this machine, or with -DTURBOESM_CUDA_ARCHITECTURES=ALL",
+        index);
+  gpu_.compute_capability = compiled.compute_capability;
+  gpu_.hopper = compiled.hopper;
   for (Event& event : finished_) event = make_event(false);
   products_ = std::make_unique<Products>(gpu_, pool_.get());
 }
