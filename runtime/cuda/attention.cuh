@@ -31,9 +31,6 @@ inline AttentionOperands attention_operands(const Attention& a) {
           a.head_dim};
 }
 
-// Scores are turned into powers of two: e^s = 2^(s log2 e).
-inline constexpr float kLog2E = 1.4426950408889634f;
-
 // 2^x within 2 units in the last place; results below 2^-126 are 0.
 __device__ __forceinline__ float power_of_two(float x) {
   float result;

@@ -114,6 +114,7 @@ __device__ __forceinline__ void store2(T* destination, float2 v) {
 
 inline constexpr uint32_t kWarp = 32;
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
+inline constexpr float kLog2E = 1.4426950408889634f;  // softmaxes take powers of two: e^s = 2^(s log2 e)
 
 // The sum, or largest, of all lanes' values, in every lane.
 __device__ __forceinline__ float warp_sum(float value) {

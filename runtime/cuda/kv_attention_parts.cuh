@@ -19,7 +19,6 @@ inline constexpr uint32_t kKvWarps = kKvThreads / kWarp;
 inline constexpr uint32_t kKvQueries = 4;  // at most
 inline constexpr uint32_t kMaxKvSplits = 128;
 inline constexpr float kLowestScore = -1e30f;  // below every score; finite, so that differences are numbers
-inline constexpr float kLog2E = 1.44269504089f;
 
 // Addresses on the device; shapes are those of KvAttention.
 struct KvArguments {
