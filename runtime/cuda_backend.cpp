@@ -106,7 +106,7 @@ DeviceListing describe(uint32_t index, const ModuleVersions& versions, const Dev
 class OpenSession {
  public:
   OpenSession(uint32_t index, const DeviceOptions& options) {
-    const SessionOptions wanted{options.matrix_cores, options.tf32};
+    const SessionOptions wanted{options.matrix_cores, options.tf32, options.arbitrary_products};
     call(module().open, index, &wanted, &session_);
   }
   ~OpenSession() { module().close(session_); }

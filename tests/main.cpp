@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include <catch2/catch_session.hpp>
 
 #include "runtime/platform.h"
@@ -34,9 +36,13 @@ int main(int argc, char** argv) {
               Opt(options.device, "SPEC")["--device"]("device that conformance and golden tests run on") |
               Opt(no_validation)["--no-validation"]("without Vulkan's validation layers") |
               Opt(no_large)["--no-large"]("without the large shapes that only GPUs are asked for, as for a sanitizer") |
+              Opt(options.every, "N")["--every"]("only every Nth conformance case, as for a sanitizer") |
+              Opt(options.arbitrary_products)["--arbitrary-products"](
+                  "CUDA: compute products in arbitrary ways rather than the fastest") |
               Opt(options.turboesm_binary, "FILE")["--binary"]("the turboesm program that the cli tests run") |
               Opt(source_dir, "DIR")["--source-dir"]("the project's root, for fixtures and the default model"));
   if (const int status = session.applyCommandLine(argc, argv); status != 0) return status;
+  options.every = std::max(options.every, 1u);
   options.validation = !no_validation;
   options.large = !no_large;
   options.source_dir = source_dir;

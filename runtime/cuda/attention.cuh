@@ -1,5 +1,6 @@
 // What the kernels of Attention share. attention.cu chooses between them:
 //   attention_hopper.cu  wgmma, 16-bit operands, head_dim 64 and 128, compute capability 9.0
+//   attention_hopper_short.cu  the same for few, short sequences and head_dim 64
 //   attention_mma.cu     mma.sync, 16-bit operands, from compute capability 7.5 (f16) or 8.0 (bf16) on
 //   attention.cu         plain fp32 arithmetic, all else
 #pragma once
@@ -10,6 +11,7 @@ namespace turboesm::cuda {
 
 // Launches the operation and returns true, or returns false when it is not for these kernels.
 bool launch_hopper_attention(const Attention& a, const Launch& l);
+bool launch_short_hopper_attention(const Attention& a, const Launch& l);
 bool launch_mma_attention(const Attention& a, const Launch& l);
 
 // Addresses and sizes as kernels take them. D is the kernels' own template parameter.

@@ -25,6 +25,12 @@ template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Launch& l,
            Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  // Blocks of two kernels share a multiprocessor only while its memory is divided alike for both, and products take it
+  // all for shared memory.
+  if (starts_early(l))
+    require(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -20,8 +20,9 @@ struct Gpu {
   uint32_t multiprocessors = 0;
   uint32_t max_shared_bytes = 0;  // that a block may ask for
   uint64_t l2_bytes = 0;
-  bool matrix_cores = true;  // DeviceOptions::matrix_cores
-  bool tf32 = false;         // products of f32 may round their operands to 10 bits of mantissa
+  bool matrix_cores = true;         // DeviceOptions::matrix_cores
+  bool tf32 = false;                // products of f32 may round their operands to 10 bits of mantissa
+  bool arbitrary_products = false;  // DeviceOptions::arbitrary_products
 };
 
 // What the kernels that this stream's device runs were compiled for; compute capability 0: the module has none for it.

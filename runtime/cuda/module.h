@@ -34,7 +34,7 @@ struct ModuleVersions {  // of CUDA, 1000 x major + 10 x minor; of cuBLASLt, 100
 };
 
 struct SessionOptions {
-  bool matrix_cores = true, tf32 = false;
+  bool matrix_cores = true, tf32 = false, arbitrary_products = false;
 };
 
 struct SessionMemory {

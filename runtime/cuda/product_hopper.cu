@@ -14,7 +14,7 @@ namespace {
 using namespace hopper;
 
 constexpr uint32_t kClusters = 2;                      // large: clusters of 1 or 2 blocks
-constexpr uint32_t kSplits[] = {1, 2, 3, 4, 5, 6, 8};  // few: blocks that share K
+constexpr uint32_t kSplits[] = {1, 2, 3, 4, 5, 6, 8};  // few, medium: blocks that share K
 constexpr uint32_t kSplitCount = sizeof(kSplits) / sizeof(uint32_t);
 constexpr uint32_t kDepths = 2;       // few: room for two blocks on a multiprocessor, or for one
 constexpr uint32_t kBandRows = 2048;  // of x, that large walks through column by column
@@ -23,26 +23,37 @@ constexpr uint32_t kBandRows = 2048;  // of x, that large walks through column b
 constexpr uint32_t kSharedOfAll = 228 * 1024, kSharedReserved = 1024;
 // Two blocks of `few` fit on a multiprocessor, which lets the next kernel's in early, if each still has kFewGoodStages.
 constexpr uint32_t kFewGoodStages = 3, kFewLeastStages = 2;  // one is loaded while another is read
+constexpr uint32_t kMediumStatic =
+    kStaticShared + kMediumColumns[kMediumTileCount - 1] * 4 + kMediumMostThreads * 8;  // biases, positions
+constexpr uint32_t kMediumRows = 1024;                                                  // of x, at most
 // `few` is not tried with more blocks than this for each multiprocessor, unless there are few outputs.
 constexpr uint32_t kFewWaves = 6, kFewOutputs = 64;
 // `large` is tried from so many rows on, where tiles are not filled up by more than half, and not too few.
 constexpr uint32_t kLargeRows = 65, kLargeBlocks = 4;  // a quarter of the multiprocessors at least
 
+enum class Family { large, few, medium };
+
 struct Variant {
-  bool large = false;
+  Family family = Family::large;
   uint32_t tile = 0;
   uint32_t cluster = 1;  // large
-  uint32_t split = 1;    // few
+  uint32_t split = 1;    // few, medium
   bool deep = false;     // few: all of a multiprocessor's shared memory
 };
+constexpr uint32_t kLargeVariants = kLargeTileCount * kClusters;
+constexpr uint32_t kFewVariants = kFewTileCount * kSplitCount * kDepths;
+constexpr uint32_t kMediumVariants = kMediumTileCount * kSplitCount;
 
 Variant variant_of(uint32_t variant) {
-  if (variant < kLargeTileCount * kClusters)
-    return {.large = true, .tile = variant / kClusters, .cluster = 1 + variant % kClusters};
-  variant -= kLargeTileCount * kClusters;
-  return {.tile = variant / (kSplitCount * kDepths),
-          .split = kSplits[variant / kDepths % kSplitCount],
-          .deep = variant % kDepths == 1};
+  if (variant < kLargeVariants) return {.tile = variant / kClusters, .cluster = 1 + variant % kClusters};
+  variant -= kLargeVariants;
+  if (variant < kFewVariants)
+    return {.family = Family::few,
+            .tile = variant / (kSplitCount * kDepths),
+            .split = kSplits[variant / kDepths % kSplitCount],
+            .deep = variant % kDepths == 1};
+  variant -= kFewVariants;
+  return {.family = Family::medium, .tile = variant / kSplitCount, .split = kSplits[variant % kSplitCount]};
 }
 
 bool aligned(const void* pointer, uint64_t bytes) { return reinterpret_cast<uint64_t>(pointer) % bytes == 0; }
@@ -213,6 +224,65 @@ bool few_can(const Product& p, const Variant& v, const Gpu& gpu) {
          (v.split == 1 && grid.y == 1);
 }
 
+// ---- medium ---------------------------------------------------------------------------------------------------------
+
+struct MediumLaunch {
+  dim3 grid;
+  uint32_t threads = 0, bytes = 0;
+  MediumPlan plan;  // no stages: too little room
+};
+
+MediumLaunch medium_launch(const Product& p, const Variant& v) {
+  MediumLaunch launch;
+  MediumPlan& plan = launch.plan;
+  const uint32_t columns = kMediumColumns[v.tile];
+  const uint32_t blocks_y = blocks_of(p.rows, kMediumMostThreads / 2), groups = blocks_of(p.rows, blocks_y * 64);
+  launch.grid = dim3(blocks_of(p.outputs, columns) * v.split, blocks_y);
+  launch.threads = groups * 128;
+  plan.blocks_k = blocks_of(p.inputs, kBlockInputs);
+  plan.split = v.split;
+  plan.box_rows = blocks_y > 1 ? groups * 64 : blocks_of(p.rows, 8) * 8;
+  plan.octets = blocks_of(columns / 8, v.split);
+  plan.has_extra = p.residual != nullptr || p.heads != 0;
+  const uint32_t stage_bytes = (plan.box_rows + columns) * kBlockRowBytes;
+  const uint32_t beyond = (groups * 64 - plan.box_rows) * kBlockRowBytes;  // that is multiplied and not stored
+  const uint32_t octets = plan.octets * launch.threads * 16, sums = v.split * octets;
+  const uint32_t extra = p.heads != 0 || p.y_dtype == DType::f32 ? octets : 0;
+  const uint32_t wanted = std::min(blocks_of(plan.blocks_k, v.split), kFewStages);
+  constexpr uint32_t kRoom = kMostShared - kSharedAlignment - kMediumStatic;
+  const uint32_t others = std::max(sums + extra, beyond);
+  if (kRoom < others) return launch;
+  plan.stages = std::min(wanted, (kRoom - others) / stage_bytes);
+  if (plan.stages < std::min(wanted, kFewGoodStages)) plan.stages = 0;
+  plan.sums_at = plan.stages * stage_bytes;
+  plan.extra_at = plan.sums_at + sums;
+  launch.bytes = kSharedAlignment + plan.sums_at + others;
+  return launch;
+}
+
+void launch_medium(const Product& p, const Variant& v, const Launch& l) {
+  const MediumLaunch launch = medium_launch(p, v);
+  const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, launch.plan.box_rows);
+  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, kMediumColumns[v.tile]);
+  Kind kind{};
+  kind_of(p, kind);
+  const MediumKernel kernel =
+      p.dtype == DType::f16 ? medium_kernel_f16(v.tile, kind) : medium_kernel_bf16(v.tile, kind);
+  start_clusters(kernel, launch.grid, launch.threads, launch.bytes, v.split, l, x, weight, epilogue_of(p), launch.plan);
+}
+
+bool medium_can(const Product& p, const Variant& v, const Gpu& gpu) {
+  Kind kind{};
+  if (!kind_of(p, kind) || kind == Kind::wide_gelu || v.split > blocks_of(p.inputs, kBlockInputs)) return false;
+  if (p.outputs % 8 != 0 || !has_vectors(p) || p.rows > kMediumRows) return false;
+  if (p.heads != 0 && p.head_dim % 8 != 0) return false;
+  const MediumLaunch launch = medium_launch(p, v);
+  if (launch.plan.stages == 0 || launch.bytes + kMediumStatic > gpu.max_shared_bytes) return false;
+  // One wave of blocks, that leaves few multiprocessors without any.
+  const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y;
+  return blocks <= gpu.multiprocessors && (blocks * 3 > gpu.multiprocessors || kMediumColumns[v.tile] <= 24);
+}
+
 bool large_can(const Product& p, const Variant& v, const Gpu& gpu) {
   Kind kind{};
   const LargeTile& tile = kLargeTiles[v.tile];
@@ -225,7 +295,7 @@ bool large_can(const Product& p, const Variant& v, const Gpu& gpu) {
 
 }  // namespace
 
-uint32_t hopper_variants() { return kLargeTileCount * kClusters + kFewTileCount * kSplitCount * kDepths; }
+uint32_t hopper_variants() { return kLargeVariants + kFewVariants + kMediumVariants; }
 
 bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
   if (!gpu.hopper || !gpu.matrix_cores || !tensor_map_encoder() || variant >= hopper_variants()) return false;
@@ -233,16 +303,20 @@ bool hopper_can(const Product& p, uint32_t variant, const Gpu& gpu) {
   if (p.rows == 0 || p.outputs == 0 || p.inputs == 0) return false;
   if (p.inputs % 8 != 0 || !aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
   const Variant v = variant_of(variant);
-  if (v.large) return large_can(p, v, gpu);
-  return few_can(p, v, gpu);
+  switch (v.family) {
+    case Family::large: return large_can(p, v, gpu);
+    case Family::few: return few_can(p, v, gpu);
+    default: return medium_can(p, v, gpu);
+  }
 }
 
 void launch_hopper(const Product& product, uint32_t variant, const Launch& l) {
   const Variant v = variant_of(variant);
-  if (v.large)
-    launch_large(product, v, l);
-  else
-    launch_few(product, v, l);
+  switch (v.family) {
+    case Family::large: return launch_large(product, v, l);
+    case Family::few: return launch_few(product, v, l);
+    default: return launch_medium(product, v, l);
+  }
 }
 
 }  // namespace turboesm::cuda

@@ -79,10 +79,7 @@ __global__ void __launch_bounds__(kFewTiles[kTile].threads, kTogether)
     for (uint32_t b = early; b < blocks; ++b) prefetch_box(&weight_map, (first_block + b) * kBlockInputs, first_output);
   }
   __syncthreads();
-  if (split > 1) {  // what other blocks write to is ready
-    cluster_arrive_relaxed();
-    cluster_wait();
-  }
+  if (split > 1) cluster_arrive_relaxed();  // what other blocks write to is ready; waited for when there are sums
 
   // The thread's part of the epilogue: four outputs, and one token of each of the block's octets.
   const uint32_t output = first_output + warp * 16 + quad_output(lane);
@@ -153,6 +150,7 @@ __global__ void __launch_bounds__(kFewTiles[kTile].threads, kTogether)
   wgmma_wait<0>();
 
   // To the blocks that add them up. The thread itself reads what stays in this one.
+  if (split > 1) cluster_wait();
   if (!plan.apart) {
     if (split > 1) {
       cluster_arrive_relaxed();

@@ -99,4 +99,26 @@ struct FewPlan {
 using FewKernel = void (*)(CUtensorMap x, CUtensorMap weight, Epilogue, FewPlan);
 FewKernel few_kernel(uint32_t tile, DType dtype, bool vectors);  // without vectors: tiles of one group
 
+// ---- medium ---------------------------------------------------------------------------------------------------------
+
+inline constexpr uint32_t kMediumColumns[] = {16, 32, 48, 64, 80, 88};  // outputs of a tile
+inline constexpr uint32_t kMediumTileCount = sizeof(kMediumColumns) / sizeof(uint32_t);
+inline constexpr uint32_t kMediumMostThreads = 512;
+
+// A cluster is `split` blocks, of a part of K each. A block has 64 rows for each of its warpgroups.
+struct MediumPlan {
+  uint32_t blocks_k = 0;
+  uint32_t split = 1;
+  uint32_t stages = 0;
+  uint32_t box_rows = 0;  // of x, that are loaded: a multiple of 8, all that the block has where there are fewer
+  uint32_t octets = 0;    // ceil(octets of the tile / split): that a block adds up at most
+  uint32_t sums_at = 0;   // bytes behind the first stage
+  uint32_t extra_at = 0;
+  bool has_extra = false;  // there is a residual, or angles
+};
+
+using MediumKernel = void (*)(CUtensorMap x, CUtensorMap weight, Epilogue, MediumPlan);
+MediumKernel medium_kernel_f16(uint32_t tile, Kind kind);  // not Kind::wide_gelu
+MediumKernel medium_kernel_bf16(uint32_t tile, Kind kind);
+
 }  // namespace turboesm::cuda::hopper

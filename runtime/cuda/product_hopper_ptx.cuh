@@ -82,6 +82,16 @@ __device__ __forceinline__ float4 load_shared4(uint32_t from) {
                : "memory");
   return v;
 }
+__device__ __forceinline__ float2 load_shared2(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ uint2 load_shared_words2(uint32_t from) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+  return v;
+}
 // The relaxed arrival says only that the thread has come so far, not what it has written: the released one waits until
 // all that it has can be seen on the whole GPU. What barrier_init_fence() follows needs no other.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
@@ -120,6 +130,20 @@ __device__ __forceinline__ void load_box_all(uint32_t to, const CUtensorMap* map
       "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
       : "memory");
 }
+// `bytes`, a multiple of 16, from and to addresses that are multiples of 16; counted by the barrier.
+__device__ __forceinline__ void load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+// 4 or 8 bytes, or zeros (then `from` is not read), for the thread itself once it has called wait_for_copies().
+__device__ __forceinline__ void copy_4(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
+}
+__device__ __forceinline__ void copy_8(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(valid ? 8 : 0) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, uint32_t column, uint32_t row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
                : "memory");
@@ -152,16 +176,20 @@ struct Wgmma;
 #define TURBOESM_R12 TURBOESM_R8 ", %8, %9, %10, %11"
 #define TURBOESM_R16 TURBOESM_R12 ", %12, %13, %14, %15"
 #define TURBOESM_R20 TURBOESM_R16 ", %16, %17, %18, %19"
-#define TURBOESM_R32 TURBOESM_R20 ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TURBOESM_R24 TURBOESM_R20 ", %20, %21, %22, %23"
+#define TURBOESM_R28 TURBOESM_R24 ", %24, %25, %26, %27"
+#define TURBOESM_R32 TURBOESM_R28 ", %28, %29, %30, %31"
 #define TURBOESM_R40 TURBOESM_R32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define TURBOESM_R48 TURBOESM_R40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define TURBOESM_R44 TURBOESM_R40 ", %40, %41, %42, %43"
+#define TURBOESM_R48 TURBOESM_R44 ", %44, %45, %46, %47"
 #define TURBOESM_R64 \
   TURBOESM_R48       \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define TURBOESM_R76 TURBOESM_R64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
+#define TURBOESM_R80 TURBOESM_R76 ", %76, %77, %78, %79"
 #define TURBOESM_R96 \
-  TURBOESM_R76       \
-  ", %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+  TURBOESM_R80       \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define TURBOESM_R128                                                                            \
   TURBOESM_R96                                                                                   \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
@@ -194,12 +222,17 @@ struct Wgmma;
 TURBOESM_WGMMA(8, TURBOESM_R4, 4, 5, 6, TURBOESM_D4(0))
 TURBOESM_WGMMA(16, TURBOESM_R8, 8, 9, 10, TURBOESM_D8(0))
 TURBOESM_WGMMA(24, TURBOESM_R12, 12, 13, 14, TURBOESM_D8(0), TURBOESM_D4(8))
+TURBOESM_WGMMA(32, TURBOESM_R16, 16, 17, 18, TURBOESM_D16(0))
 TURBOESM_WGMMA(40, TURBOESM_R20, 20, 21, 22, TURBOESM_D16(0), TURBOESM_D4(16))
+TURBOESM_WGMMA(48, TURBOESM_R24, 24, 25, 26, TURBOESM_D16(0), TURBOESM_D8(16))
+TURBOESM_WGMMA(56, TURBOESM_R28, 28, 29, 30, TURBOESM_D16(0), TURBOESM_D8(16), TURBOESM_D4(24))
 TURBOESM_WGMMA(64, TURBOESM_R32, 32, 33, 34, TURBOESM_D32(0))
 TURBOESM_WGMMA(80, TURBOESM_R40, 40, 41, 42, TURBOESM_D32(0), TURBOESM_D8(32))
+TURBOESM_WGMMA(88, TURBOESM_R44, 44, 45, 46, TURBOESM_D32(0), TURBOESM_D8(32), TURBOESM_D4(40))
 TURBOESM_WGMMA(96, TURBOESM_R48, 48, 49, 50, TURBOESM_D32(0), TURBOESM_D16(32))
 TURBOESM_WGMMA(128, TURBOESM_R64, 64, 65, 66, TURBOESM_D64(0))
 TURBOESM_WGMMA(152, TURBOESM_R76, 76, 77, 78, TURBOESM_D64(0), TURBOESM_D8(64), TURBOESM_D4(72))
+TURBOESM_WGMMA(160, TURBOESM_R80, 80, 81, 82, TURBOESM_D64(0), TURBOESM_D16(64))
 TURBOESM_WGMMA(192, TURBOESM_R96, 96, 97, 98, TURBOESM_D64(0), TURBOESM_D32(64))
 TURBOESM_WGMMA(256, TURBOESM_R128, 128, 129, 130, TURBOESM_D64(0), TURBOESM_D64(64))
 

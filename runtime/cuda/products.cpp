@@ -7,6 +7,7 @@
 
 #include "runtime/cuda/product_hopper.h"
 #include "runtime/error.h"
+#include "runtime/random.h"
 
 namespace turboesm::cuda {
 namespace {
@@ -104,6 +105,16 @@ std::vector<cublasLtMatmulAlgo_t> algorithms(cublasLtHandle_t cublaslt, const Ma
 }
 
 constexpr size_t kFinalists = 5;  // that are timed more closely
+
+// A number that differs from product to product and is the same in every run.
+uint32_t scattered(const Product& p) {
+  uint32_t hash = pcg_hash(p.rows);
+  for (const uint32_t value :
+       {p.inputs, p.outputs, uint32_t(p.dtype), uint32_t(p.y_dtype), p.heads,
+        uint32_t(p.gelu) + 2 * uint32_t(p.bias != nullptr) + 4 * uint32_t(p.residual != nullptr)})
+    hash = pcg_hash(hash ^ value);
+  return hash;
+}
 
 uint32_t rows_at_once(const Product& p) {
   if (is_direct(p)) return p.rows;
@@ -227,6 +238,10 @@ void Products::prepare(const Product& p, const Launch& place) {
   const Kind kind = kind_of(p);
   if (p.rows == 0 || p.outputs == 0 || chosen_.contains(kind)) return;
   std::vector<Choice> choices = candidates(p);
+  if (gpu_.arbitrary_products) {
+    chosen_.insert_or_assign(kind, choices[scattered(p) % choices.size()]);
+    return;
+  }
   if (choices.size() > 1) {
     // Activations have memory of their own: the operands' holds nothing yet, and may not be written before the
     // recording runs. Zeros would be multiplied faster than numbers are.

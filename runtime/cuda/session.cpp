@@ -22,7 +22,8 @@ Gpu gpu_of(int index, const SessionOptions& options) {
           .max_shared_bytes = uint32_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)),
           .l2_bytes = uint64_t(attribute(cudaDevAttrL2CacheSize, index)),
           .matrix_cores = options.matrix_cores,
-          .tf32 = options.tf32};
+          .tf32 = options.tf32,
+          .arbitrary_products = options.arbitrary_products};
 }
 
 // Memory that was freed stays with the pool: it is what the next batch takes.

@@ -88,6 +88,7 @@ double rms(std::span<const float> values) {
 std::unique_ptr<Device> open_device_under_test(bool matrix_cores) {
   DeviceOptions options;
   options.matrix_cores = matrix_cores;
+  options.arbitrary_products = test_options().arbitrary_products;
   options.validation = test_options().validation;
   return open_device(test_options().device, options).device;
 }
@@ -191,6 +192,7 @@ Tensor Harness::place(DType dtype, uint64_t count, bool written, Tolerance toler
 }
 
 void Harness::add(const std::string& what, const std::function<Operation(Case&)>& build) {
+  if (added_++ % test_options().every != 0) return;
   Case operands(*this);
   const Operation operation = build(operands);
   cases_.push_back({what, operation});

@@ -112,7 +112,7 @@ class Harness {
   std::vector<Added> cases_;       // of the batch being built, like the next two
   std::vector<Operand> operands_;  // in the order of their bytes
   std::vector<std::byte> image_;
-  uint64_t cases_run_ = 0, failures_ = 0;
+  uint64_t added_ = 0, cases_run_ = 0, failures_ = 0;
   double worst_ = 0;  // largest error, as a share of what its tolerance allows, and where it was
   std::string worst_case_;
 };

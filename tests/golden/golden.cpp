@@ -15,6 +15,7 @@ namespace turboesm::golden {
 std::unique_ptr<Device> open_fresh_device(bool matrix_cores) {
   DeviceOptions options;
   options.matrix_cores = matrix_cores;
+  options.arbitrary_products = test_options().arbitrary_products;
   options.validation = test_options().validation && test_options().device.starts_with("vulkan");
   return open_device(test_options().device, options).device;
 }
