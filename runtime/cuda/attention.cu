@@ -261,18 +261,12 @@ void with_tiling(uint32_t head_dim, Body&& body) {
   return body(Tiling<256>{});
 }
 
-void allow_shared(const void* kernel, uint32_t bytes) {
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "cudaFuncSetAttribute");
-}
-
 void launch_plain_attention(const Attention& a, const Launch& l) {
   with_type(a.q.dtype, [&](auto type) {
     using T = decltype(type);
     with_tiling(a.head_dim, [&](auto tiling) {
       using Tile = decltype(tiling);
       const auto kernel = plain_attention<T, Tile>;
-      allow_shared(reinterpret_cast<const void*>(kernel), Tile::kBytes);
       start(kernel, dim3(blocks_of(a.max_length, Tile::kRows), a.heads, a.sequences), kThreads, Tile::kBytes, l,
             attention_operands(a));
     });
@@ -292,7 +286,6 @@ void launch(const AttentionMaps& a, const Launch& l) {
     with_tiling(a.head_dim, [&](auto tiling) {
       using Tile = decltype(tiling);
       const auto kernel = plain_maps<T, Tile>;
-      allow_shared(reinterpret_cast<const void*>(kernel), Tile::kMapBytes);
       start(kernel, dim3(blocks_of(a.length, Tile::kRows), a.heads), kThreads, Tile::kMapBytes, l, pointer<T>(a.q),
             pointer<T>(a.k), pointer<float>(a.out), a.begin, a.length, a.heads, a.head_dim);
     });

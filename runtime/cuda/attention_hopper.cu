@@ -333,8 +333,6 @@ bool launch_tiling(const Attention& a, const Launch& l) {
   if (!describe(q, a.q, a, kRows) || !describe(k, a.k, a, Tile::kKeys) || !describe(v, a.v, a, Tile::kKeys))
     return false;
   const auto kernel = hopper_attention<T, Tile>;
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
-          "cudaFuncSetAttribute");
   start(kernel, dim3(blocks_of(a.max_length, Tile::kQueries), a.heads, a.sequences), Tile::kThreads, Tile::kSharedBytes,
         l, q, k, v, attention_operands(a));
   return true;

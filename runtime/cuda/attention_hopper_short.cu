@@ -139,8 +139,6 @@ bool launch_keys(const Attention& a, const Launch& l) {
   CUtensorMap q, k, v;
   if (!describe(q, a.q, a, kRows) || !describe(k, a.k, a, kKeys) || !describe(v, a.v, a, kKeys)) return false;
   const auto kernel = short_attention<T, kKeys>;
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-          "cudaFuncSetAttribute");
   start(kernel, dim3(blocks_of(a.max_length, kRows), a.heads, a.sequences), kWarpgroup, kSharedBytes, l, q, k, v,
         attention_operands(a), a.tokens);
   return true;

@@ -607,8 +607,6 @@ template <class T, class Tile>
 bool launch_tiling(const Attention& a, const Launch& l) {
   if (Tile::kSharedBytes > l.gpu.max_shared_bytes) return false;
   const auto kernel = mma_attention<T, Tile>;
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
-          "cudaFuncSetAttribute");
   start(kernel, dim3(blocks_of(a.max_length, Tile::kRows), a.heads, a.sequences), Tile::kThreads, Tile::kSharedBytes, l,
         attention_operands(a));
   return true;
@@ -632,8 +630,6 @@ bool launch_short(const Attention& a, const Launch& l) {
   if (blocks(tiles) > kShortBlocksPerMultiprocessor * l.gpu.multiprocessors || bytes > l.gpu.max_shared_bytes)
     return false;
   const auto kernel = short_attention<T, Tile>;
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "cudaFuncSetAttribute");
   start(kernel, dim3(blocks_of(a.max_length, tiles * kWarpRows), a.heads, a.sequences), dim3(kShortThreads, tiles),
         bytes, l, attention_operands(a), a.tokens);
   return true;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -20,29 +21,46 @@ inline bool starts_early(const Launch& l) {
 }
 
 // Launches `kernel`, which must begin with wait_for_inputs(): from compute capability 9.0 on its blocks may be placed
-// while the kernel before it still runs. A grid without blocks is not launched.
+// while the kernel before it still runs. `cluster` neighbouring blocks along x are a cluster. A grid without blocks is
+// not launched.
 template <class... Parameters, class... Arguments>
-void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Launch& l,
-           Arguments&&... arguments) {
+void start_clusters(uint32_t cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                    const Launch& l, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  // Blocks of two kernels share a multiprocessor only while its memory is divided alike for both, and products take it
-  // all for shared memory.
-  if (starts_early(l))
-    require(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-        "cudaFuncSetAttribute");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    require(cudaFuncSetAttribute(kernel, attribute, value), "cudaFuncSetAttribute");
+  };
+  constexpr size_t kUnasked = 32 * 1024;  // a block has 48 KiB without asking, for what the kernel declares, too
+  if (shared_bytes > kUnasked) set(cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = l.stream;
-  config.attrs = &attribute;
-  config.numAttrs = starts_early(l) ? 1 : 0;
+  config.attrs = attributes;
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (starts_early(l)) {
+    // Blocks of two kernels share a multiprocessor only while its memory is divided alike for both, and products take
+    // it all for shared memory.
+    set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   require(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "cudaLaunchKernelEx");
   l.follows_kernel = true;
+}
+
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Launch& l,
+           Arguments&&... arguments) {
+  start_clusters(1, kernel, grid, block, shared_bytes, l, std::forward<Arguments>(arguments)...);
 }
 
 inline uint32_t blocks_of(uint64_t count, uint64_t block) { return uint32_t((count + block - 1) / block); }

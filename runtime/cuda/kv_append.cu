@@ -478,9 +478,6 @@ void launch_exact(const KvAppendArguments& a, const Launch& l) {
   const uint32_t bytes = 4 * (2 * kBook + warps * floats_of_warp(d));
   uint32_t stride = stride_of_matrix(d), matrix_bytes = 4 * d * stride;
   if (bytes + matrix_bytes > l.gpu.max_shared_bytes) stride = matrix_bytes = 0;
-  require(cudaFuncSetAttribute(kv_append<kValues, kFull>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(bytes + matrix_bytes)),
-          "cudaFuncSetAttribute");
   start(kv_append<kValues, kFull>, dim3(blocks_of(items, warps), sides), warps * kWarp, bytes + matrix_bytes, l, a,
         chunks, stride);
 }

@@ -484,8 +484,6 @@ template <class... Parameters>
 void launch_kernel(void (*kernel)(Parameters...), size_t floats, KvArguments arguments, const KvAttention& a,
                    uint32_t resident, const Launch& l) {
   const size_t bytes = floats * sizeof(float);
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "cudaFuncSetAttribute");
   arguments.splits = kv_splits(a, l, resident);
   start(kernel, dim3(a.heads * arguments.splits, a.sequences), dim3(kKvThreads), bytes, l, arguments,
         layout_of(a.format, a.head_dim));

@@ -570,8 +570,6 @@ bool launch_sides(const KvAttention& a, KvArguments arguments, const Launch& l) 
   arguments.splits = kv_splits(a, l, resident < kMost ? (resident > 0 ? resident : 1) : kMost);
   if (arguments.blocks / arguments.splits / kKvWarps >= kMostBlocks) return false;
   const auto kernel = attend<K, V, scale_bits, is_single>;
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "cudaFuncSetAttribute");
   start(kernel, dim3(a.heads * arguments.splits, a.sequences), dim3(kKvThreads), bytes, l, arguments, stage);
   return true;
 }

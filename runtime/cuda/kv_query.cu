@@ -104,8 +104,6 @@ void launch(const KvQuery& a, const Launch& l) {
     with_type(stored, [&](auto position) {
       using T = decltype(type);
       using Position = decltype(position);
-      require(cudaFuncSetAttribute(kv_query<T, Position>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-              "cudaFuncSetAttribute");
       start(kv_query<T, Position>, grid, dim3(kWarp, kWarps), shared, l, pointer<const T>(a.q),
             pointer<Position>(a.position), arguments);
     });

@@ -109,34 +109,6 @@ CUtensorMap tensor_map(const void* base, DType dtype, uint32_t rows, uint32_t co
   return map;
 }
 
-// As start() in kernel_tools.cuh, with clusters of `cluster` blocks along x.
-template <class... Parameters, class... Arguments>
-void start_clusters(void (*kernel)(Parameters...), dim3 grid, uint32_t block, uint32_t shared_bytes, uint32_t cluster,
-                    const Launch& l, Arguments&&... arguments) {
-  require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-          "cudaFuncSetAttribute");
-  cudaLaunchAttribute attributes[2]{};
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = l.stream;
-  config.attrs = attributes;
-  if (cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  }
-  if (starts_early(l)) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
-  require(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "cudaLaunchKernelEx");
-  l.follows_kernel = true;
-}
-
 void launch_large(const Product& p, const Variant& v, const Launch& l) {
   const LargeTile& tile = kLargeTiles[v.tile];
   Kind kind{};
@@ -151,7 +123,7 @@ void launch_large(const Product& p, const Variant& v, const Launch& l) {
   const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.rows);
   const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.columns / 2);
   const LargeKernel kernel = p.dtype == DType::f16 ? large_kernel_f16(v.tile, kind) : large_kernel_bf16(v.tile, kind);
-  start_clusters(kernel, clusters * v.cluster, kLargeThreads, tile.shared_bytes, v.cluster, l, x, weight,
+  start_clusters(v.cluster, kernel, clusters * v.cluster, kLargeThreads, tile.shared_bytes, l, x, weight,
                  epilogue_of(p), plan);
 }
 
@@ -196,7 +168,7 @@ void launch_few(const Product& p, const Variant& v, const Launch& l) {
   const FewMemory memory = few_memory(p, v);
   const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.tokens);
   const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.outputs);
-  start_clusters(few_kernel(v.tile, p.dtype, has_vectors(p)), few_grid(p, v), tile.threads, memory.bytes, v.split, l, x,
+  start_clusters(v.split, few_kernel(v.tile, p.dtype, has_vectors(p)), few_grid(p, v), tile.threads, memory.bytes, l, x,
                  weight, epilogue_of(p), memory.plan);
 }
 
@@ -268,7 +240,7 @@ void launch_medium(const Product& p, const Variant& v, const Launch& l) {
   kind_of(p, kind);
   const MediumKernel kernel =
       p.dtype == DType::f16 ? medium_kernel_f16(v.tile, kind) : medium_kernel_bf16(v.tile, kind);
-  start_clusters(kernel, launch.grid, launch.threads, launch.bytes, v.split, l, x, weight, epilogue_of(p), launch.plan);
+  start_clusters(v.split, kernel, launch.grid, launch.threads, launch.bytes, l, x, weight, epilogue_of(p), launch.plan);
 }
 
 bool medium_can(const Product& p, const Variant& v, const Gpu& gpu) {

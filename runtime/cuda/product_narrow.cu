@@ -49,8 +49,6 @@ __global__ void __launch_bounds__(kThreads) narrow(const Product p) {
 template <uint32_t ROWS>
 void launch_rows(const Product& p, const Launch& l) {
   const uint32_t bytes = ROWS * p.inputs * 4;
-  require(cudaFuncSetAttribute(narrow<ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "cudaFuncSetAttribute");
   start(narrow<ROWS>, blocks_of(p.rows, ROWS), kThreads, bytes, l, p);
 }
 
