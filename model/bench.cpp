@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <numeric>
 
 #include "model/decoder.h"
@@ -74,19 +75,82 @@ CopyBench bench_copy(Device& device, uint64_t bytes, const BenchOptions& options
   return {count * 4, repeat(device, *recording, options).device};
 }
 
-LinearBench bench_linear(Device& device, uint32_t rows, uint32_t inputs, uint32_t outputs, DType dtype, bool gelu,
-                         const BenchOptions& options) {
-  std::vector<std::unique_ptr<Buffer>> buffers;
-  const auto tensor = [&](uint64_t count, DType type) {
-    buffers.push_back(device.allocate(count * size_of(type), MemoryLabel::activations));
-    return Tensor{buffers.back().get(), 0, count, type};
-  };
-  const Tensor x = tensor(uint64_t(rows) * inputs, dtype), weight = tensor(uint64_t(outputs) * inputs, dtype);
-  const Tensor bias = tensor(outputs, DType::f32), y = tensor(uint64_t(rows) * outputs, dtype);
-  device.run(std::array<Operation, 3>{RandomNormal{x, 1, 1.0f}, RandomNormal{weight, 2, 0.02f}, Fill{bias, 0.5f}});
-  const auto recording =
-      device.record(std::array<Operation, 1>{Linear{x, weight, bias, {}, y, rows, inputs, outputs, gelu}});
-  return {rows, inputs, outputs, dtype, gelu, repeat(device, *recording, options).device};
+namespace {
+
+// Buffers of a benchmark, each with one tensor.
+class Tensors {
+ public:
+  explicit Tensors(Device& device) : device_(device) {}
+  Tensor make(uint64_t count, DType dtype) {
+    buffers_.push_back(device_.allocate(count * size_of(dtype), MemoryLabel::activations));
+    return {buffers_.back().get(), 0, count, dtype};
+  }
+
+ private:
+  Device& device_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
+std::vector<VariantTiming> time_variants(Device& device, std::span<const Operation> operations,
+                                         const BenchOptions& options) {
+  std::vector<VariantTiming> timings;
+  if (!options.variants) return timings;
+  const std::vector<std::string> names = device.variants(operations.front());
+  for (uint32_t i = 0; i < names.size(); ++i) {
+    if (names[i].find(*options.variants) == std::string::npos) continue;
+    const auto recording = device.record(operations, {.variant = i});
+    timings.push_back({names[i], repeat(device, *recording, options).device});
+  }
+  std::ranges::stable_sort(timings, {}, [](const VariantTiming& v) { return v.device.median; });
+  return timings;
+}
+
+Operation make_product(Device& device, Tensors& tensors, const LinearShape& s) {
+  constexpr uint32_t kHeadDim = 64, kPositions = 1024;
+  const auto [rows, inputs, outputs, dtype, epilogue] = s;
+  const bool residual = epilogue == "residual";
+  const Tensor x = tensors.make(uint64_t(rows) * inputs, dtype), bias = tensors.make(outputs, DType::f32);
+  const Tensor weight = tensors.make(uint64_t(outputs) * inputs, dtype);
+  const Tensor y = tensors.make(uint64_t(rows) * outputs, residual ? DType::f32 : dtype);
+  device.run(std::array<Operation, 4>{RandomNormal{x, 1, 1.0f}, RandomNormal{weight, 2, 0.02f}, Fill{bias, 0.5f},
+                                      Fill{y, 0.0f}});
+  if (epilogue != "rope")
+    return Linear{x, weight, bias, residual ? y : Tensor{}, y, rows, inputs, outputs, epilogue == "gelu"};
+  const Tensor positions = tensors.make(rows, DType::i32);
+  const Tensor table = tensors.make(uint64_t(kPositions) * kHeadDim, DType::f32);
+  std::vector<int32_t> places(rows);
+  for (uint32_t row = 0; row < rows; ++row) places[row] = int32_t(row % kPositions);
+  device.upload<int32_t>(positions, places);
+  device.upload<float>(table, rope_table(kPositions, kHeadDim));
+  return QkvRope{x,        weight,     bias,  positions, table, y, rows, inputs, outputs / (3 * kHeadDim),
+                 kHeadDim, kPositions, 0.125f};
+}
+
+}  // namespace
+
+LinearBench bench_linear(Device& device, const LinearShape& shape, const BenchOptions& options) {
+  Tensors tensors(device);
+  const std::array operations{make_product(device, tensors, shape)};
+  return {shape, repeat(device, *device.record(operations), options).device,
+          time_variants(device, operations, options)};
+}
+
+AttentionBench bench_attention(Device& device, const AttentionShape& shape, const BenchOptions& options) {
+  const auto [sequences, length, heads, head_dim, dtype] = shape;
+  const uint32_t tokens = sequences * length;
+  Tensors tensors(device);
+  const uint64_t count = uint64_t(tokens) * heads * head_dim;
+  const Tensor q = tensors.make(count, dtype), k = tensors.make(count, dtype), v = tensors.make(count, dtype);
+  const Tensor out = tensors.make(count, dtype), cu_seqlens = tensors.make(sequences + 1, DType::i32);
+  std::vector<int32_t> starts(sequences + 1);
+  for (uint32_t b = 0; b <= sequences; ++b) starts[b] = int32_t(b * length);
+  device.upload<int32_t>(cu_seqlens, starts);
+  device.run(std::array<Operation, 3>{RandomNormal{q, 1, 1 / std::sqrt(float(head_dim))}, RandomNormal{k, 2, 1.0f},
+                                      RandomNormal{v, 3, 1.0f}});
+  const std::array<Operation, 1> operations{Attention{q, k, v, cu_seqlens, out, tokens, sequences, heads, head_dim,
+                                                      length, double(length) * length * sequences}};
+  return {shape, flops(operations.front()), repeat(device, *device.record(operations), options).device,
+          time_variants(device, operations, options)};
 }
 
 PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options,
@@ -115,20 +179,6 @@ PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, con
 }
 
 namespace {
-
-// Buffers of a benchmark, each with one tensor.
-class Tensors {
- public:
-  explicit Tensors(Device& device) : device_(device) {}
-  Tensor make(uint64_t count, DType dtype) {
-    buffers_.push_back(device_.allocate(count * size_of(dtype), MemoryLabel::activations));
-    return {buffers_.back().get(), 0, count, dtype};
-  }
-
- private:
-  Device& device_;
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-};
 
 Esm2Config one_layer(const DecodeShape& shape) {
   Esm2Config config = official_config("650M");
@@ -315,7 +365,7 @@ DeviceLimits measure_limits(Device& device, DType dtype) {
   const BenchOptions options{.seconds = 0.3, .min_repeats = 3};
   const CopyBench copy = bench_copy(device, gpu ? uint64_t(1) << 30 : uint64_t(128) << 20, options);
   const uint32_t scale = gpu && dtype != DType::f32 ? 1 : gpu ? 4 : 16;
-  const LinearBench linear = bench_linear(device, 16384 / scale, 1280, 5120, dtype, false, options);
+  const LinearBench linear = bench_linear(device, {.rows = 16384 / scale, .dtype = dtype}, options);
   return {copy.bytes_per_second(), linear.flops_per_second()};
 }
 

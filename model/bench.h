@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,6 +24,14 @@ struct BenchOptions {
   uint32_t min_repeats = 5;
   uint32_t max_repeats = 1000;
   bool profile = false;
+  // Of one operation: times the ways that the device has to compute it (Device::variants) whose names contain this.
+  std::optional<std::string> variants = {};
+};
+
+// The fastest come first.
+struct VariantTiming {
+  std::string name;
+  Timing device;
 };
 
 struct CopyBench {
@@ -33,16 +42,36 @@ struct CopyBench {
 // Copies a buffer of `bytes` to another inside the device.
 CopyBench bench_copy(Device& device, uint64_t bytes, const BenchOptions& options);
 
-struct LinearBench {
-  uint32_t rows = 0, inputs = 0, outputs = 0;
+// A product of a layer on random data: x and weight of dtype. What follows it in its kernel, by name: "bias" (y of
+// dtype), "gelu" (bias and GELU), "residual" (bias, added to y, which is f32), "rope" (QkvRope in heads of 64; outputs
+// is a multiple of 192).
+struct LinearShape {
+  uint32_t rows = 16384, inputs = 1280, outputs = 5120;
   DType dtype = DType::f32;
-  bool gelu = false;
-  Timing device;
-  double flops_per_second() const { return 2.0 * rows * inputs * double(outputs) / device.median; }
+  std::string epilogue = "bias";
+  double flops() const { return 2.0 * rows * inputs * double(outputs); }
 };
-// One linear layer with bias on random data: x and weight of dtype, y of dtype.
-LinearBench bench_linear(Device& device, uint32_t rows, uint32_t inputs, uint32_t outputs, DType dtype, bool gelu,
-                         const BenchOptions& options);
+struct LinearBench {
+  LinearShape shape;
+  Timing device;
+  std::vector<VariantTiming> variants;  // with BenchOptions::variants
+  double flops_per_second() const { return shape.flops() / device.median; }
+};
+LinearBench bench_linear(Device& device, const LinearShape& shape, const BenchOptions& options);
+
+// Attention inside sequences of one length, on random q, k and v.
+struct AttentionShape {
+  uint32_t sequences = 16, length = 1024, heads = 20, head_dim = 64;
+  DType dtype = DType::f32;
+};
+struct AttentionBench {
+  AttentionShape shape;
+  double flops = 0;
+  Timing device;
+  std::vector<VariantTiming> variants;  // with BenchOptions::variants
+  double flops_per_second() const { return flops / device.median; }
+};
+AttentionBench bench_attention(Device& device, const AttentionShape& shape, const BenchOptions& options);
 
 struct PrefillBench {
   BatchShape shape;

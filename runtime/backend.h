@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -66,6 +67,7 @@ class Recording {
 
 struct RecordOptions {
   bool profile = false;  // time every operation; orders them strictly, so the sum is a little more than the whole
+  std::optional<uint32_t> variant = {};  // operations that have as many by that one of their variants()
 };
 
 // Counts submissions of one device; a later one has a larger ticket.
@@ -99,6 +101,10 @@ class Device {
   // operands may overlap.
   virtual std::unique_ptr<Recording> record(std::span<const Operation> operations, const RecordOptions& options) = 0;
   std::unique_ptr<Recording> record(std::span<const Operation> operations) { return record(operations, {}); }
+
+  // The kernels and tile sizes by which it could compute `operation`, for benchmarks to compare and tests to cover;
+  // empty where there is no choice.
+  virtual std::vector<std::string> variants(const Operation& /*operation*/) const { return {}; }
 
   // Starts a recording, after all earlier submissions. A recording may be submitted again while it runs; its runs
   // follow one another.

@@ -201,7 +201,9 @@ void finish(uint row, uint column, vec4 value, vec4 operand) {
     if (column < width) value *= push.q_scale;
     if (column < 2 * width) value = vec4(turn(value.xy, operand.xy), turn(value.zw, operand.zw));
   } else {
-    if ((push.flags & HAS_GELU) != 0) value = vec4(gelu(value.x), gelu(value.y), gelu(value.z), gelu(value.w));
+    if ((push.flags & HAS_GELU) != 0) {
+      [[unroll]] for (uint i = 0; i < FOURS; ++i) value[i] = gelu_of_few_instructions(value[i]);
+    }
     value += operand;
   }
   if ((push.flags & Y_IS_F32) != 0) {
@@ -216,7 +218,7 @@ void finish_unaligned(uint row, uint column, vec4 value) {
   for (uint i = 0; i < FOURS && column + i < push.outputs; ++i) {
     const uint at = row * push.outputs + column + i;
     float one = value[i];
-    if ((push.flags & HAS_GELU) != 0) one = gelu(one);
+    if ((push.flags & HAS_GELU) != 0) one = gelu_of_few_instructions(one);
     if ((push.flags & HAS_RESIDUAL) != 0) one += Floats(push.residual).at[at];
     Floats(push.y).at[at] = one;
   }
@@ -309,7 +311,8 @@ uvec2 item_place(uint i, uint n, uint depth) {
   return uvec2(i * M + item / (SN / FOURS), item % (SN / FOURS) * FOURS);
 }
 
-// The WK subgroups that summed the same part of the tile share its epilogue; `depth` is this one's place among them.
+// The WK subgroups that summed the same part of the tile share its epilogue, and no others wait for each other; `depth`
+// is this one's place among them.
 // `bias` is that of its outputs.
 void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
   const uvec2 corner = uvec2(place / WN * SM, place % WN * SN);
@@ -319,9 +322,17 @@ void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
       operand[n] = SPLITS == 1 ? load_epilogue_operand(origin + corner + item_place(i, n, depth)) : vec4(0.0);
     }
-    barrier();  // nobody reads the tile, or the slices of the rows before, any more
+    if (i == 0 || WK > 1) {  // nobody reads the tile, or the slices of the rows before, any more
+      barrier();
+    } else {
+      sync_subgroup();
+    }
     store_slice(i, own_slice);
-    barrier();
+    if (WK > 1) {
+      barrier();
+    } else {
+      sync_subgroup();
+    }
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
       const uint item = item_of(n, depth);
       const uvec2 within = item_place(i, n, depth);

@@ -14,6 +14,9 @@ struct SpirvModule {
 // All modules that the program carries, sorted by name.
 std::span<const SpirvModule> spirv_modules();
 
+// Whether there is a module of that name: a compiler that lacks a language extension leaves some out.
+bool has_spirv(std::string_view name);
+
 // The module of that name. Error (device) when there is none.
 std::span<const uint32_t> spirv(std::string_view name);
 

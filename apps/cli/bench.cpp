@@ -15,8 +15,8 @@ struct Options {
   Common common;
   BenchOptions bench;
   uint64_t megabytes = 0;
-  uint32_t rows = 16384, inputs = 1280, outputs = 5120;
-  bool gelu = false;
+  LinearShape linear;
+  AttentionShape attention;
   std::string size;
   uint32_t batch = 1, length = 1024, prompt = 1, seed = 1;
   std::string kv;
@@ -25,6 +25,13 @@ struct Options {
 
 nlohmann::json to_json(const Timing& t) {
   return {{"median_s", t.median}, {"fastest_s", t.fastest}, {"slowest_s", t.slowest}, {"repeats", t.repeats}};
+}
+
+nlohmann::json to_json(const std::vector<VariantTiming>& variants) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const VariantTiming& variant : variants)
+    json.push_back({{"name", variant.name}, {"time", to_json(variant.device)}});
+  return json;
 }
 
 nlohmann::json header(const Device& device) {
@@ -40,6 +47,12 @@ std::string format_ms(double seconds) {
 std::string spread(const Timing& t) {
   return fmt::format("{} (median of {}, {} to {})", format_ms(t.median), t.repeats, format_ms(t.fastest),
                      format_ms(t.slowest));
+}
+
+void print_variants(const std::vector<VariantTiming>& variants, double flops) {
+  for (const VariantTiming& variant : variants)
+    fmt::print("  {:<32} {:>9.1f} us {:>7.2f} TFLOP/s\n", variant.name, variant.device.median * 1e6,
+               flops / variant.device.median / 1e12);
 }
 
 void check_decode(const DecodeShape& shape) {
@@ -67,21 +80,47 @@ void run_copy(const Options& o) {
 }
 
 void run_linear(const Options& o) {
+  LinearShape shape = o.linear;
+  shape.dtype = o.common.parsed_dtype();
+  if (shape.rows == 0 || shape.inputs == 0 || shape.outputs == 0)
+    throw_error(ErrorKind::usage, "--rows, --inputs and --outputs must be at least 1");
+  if (shape.epilogue == "rope" && shape.outputs % 192 != 0)
+    throw_error(ErrorKind::usage, "--outputs {}: with --epilogue rope a multiple of 192, three times heads of 64",
+                shape.outputs);
   const std::unique_ptr<Device> device = o.common.open();
-  const DType dtype = o.common.parsed_dtype();
-  const LinearBench bench = bench_linear(*device, o.rows, o.inputs, o.outputs, dtype, o.gelu, o.bench);
+  const LinearBench bench = bench_linear(*device, shape, o.bench);
   nlohmann::json json = header(*device);
-  json["linear"] = {{"rows", o.rows},
-                    {"inputs", o.inputs},
-                    {"outputs", o.outputs},
-                    {"dtype", o.common.dtype},
-                    {"gelu", o.gelu},
-                    {"flops_per_second", bench.flops_per_second()},
+  json["linear"] = {{"rows", shape.rows},           {"inputs", shape.inputs},
+                    {"outputs", shape.outputs},     {"dtype", o.common.dtype},
+                    {"epilogue", shape.epilogue},   {"flops_per_second", bench.flops_per_second()},
                     {"time", to_json(bench.device)}};
+  json["variants"] = to_json(bench.variants);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
-  fmt::print("linear {} x {} x {} {}{}: {}, {:.2f} TFLOP/s\n", o.rows, o.inputs, o.outputs, o.common.dtype,
-             o.gelu ? " gelu" : "", spread(bench.device), bench.flops_per_second() / 1e12);
+  fmt::print("linear {} x {} x {} {} {}: {}, {:.2f} TFLOP/s\n", shape.rows, shape.inputs, shape.outputs, o.common.dtype,
+             shape.epilogue, spread(bench.device), bench.flops_per_second() / 1e12);
+  print_variants(bench.variants, shape.flops());
+}
+
+void run_attention(const Options& o) {
+  AttentionShape shape = o.attention;
+  shape.dtype = o.common.parsed_dtype();
+  check_batch(shape.sequences, shape.length);
+  if (shape.heads == 0 || shape.head_dim == 0 || shape.head_dim % 8 != 0 || shape.head_dim > 256)
+    throw_error(ErrorKind::usage, "--heads must be at least 1, --head-dim a multiple of 8 and at most 256");
+  const std::unique_ptr<Device> device = o.common.open();
+  const AttentionBench bench = bench_attention(*device, shape, o.bench);
+  nlohmann::json json = header(*device);
+  json["attention"] = {{"batch", shape.sequences},     {"length", shape.length},
+                       {"heads", shape.heads},         {"head_dim", shape.head_dim},
+                       {"dtype", o.common.dtype},      {"flops_per_second", bench.flops_per_second()},
+                       {"time", to_json(bench.device)}};
+  json["variants"] = to_json(bench.variants);
+  o.common.write_json(json);
+  if (o.common.json_on_stdout()) return;
+  fmt::print("attention {} x {}, {} heads of {}, {}: {}, {:.2f} TFLOP/s\n", shape.sequences, shape.length, shape.heads,
+             shape.head_dim, o.common.dtype, spread(bench.device), bench.flops_per_second() / 1e12);
+  print_variants(bench.variants, bench.flops);
 }
 
 void run_prefill(const Options& o) {
@@ -232,6 +271,15 @@ void add_timing(CLI::App& command, Options& o) {
   o.common.add_quiet(command);
 }
 
+void add_tune(CLI::App& command, Options& o) {
+  command
+      .add_option_function<std::string>(
+          "--tune", [&o](const std::string& text) { o.bench.variants = text; },
+          "Compare the kernels and tile sizes that the device could use, those whose names contain TEXT")
+      ->type_name("TEXT")
+      ->expected(0, 1);
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
@@ -246,13 +294,27 @@ void add_bench(CLI::App& app) {
 
   auto linear = std::make_shared<Options>();
   command = bench->add_subcommand("linear", "One linear layer with bias");
-  command->add_option("--rows", linear->rows, "Rows of x (tokens)")->capture_default_str();
-  command->add_option("--inputs", linear->inputs, "Columns of x")->capture_default_str();
-  command->add_option("--outputs", linear->outputs, "Columns of y")->capture_default_str();
-  command->add_flag("--gelu", linear->gelu, "With GELU");
+  command->add_option("--rows", linear->linear.rows, "Rows of x (tokens)")->capture_default_str();
+  command->add_option("--inputs", linear->linear.inputs, "Columns of x")->capture_default_str();
+  command->add_option("--outputs", linear->linear.outputs, "Columns of y")->capture_default_str();
+  command->add_option("--epilogue", linear->linear.epilogue, "What is fused with it, see docs/performance.md")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bias", "gelu", "residual", "rope"}));
+  add_tune(*command, *linear);
   linear->common.add_dtype(*command);
   add_timing(*command, *linear);
   command->callback([linear] { run_linear(*linear); });
+
+  auto attention = std::make_shared<Options>();
+  command = bench->add_subcommand("attention", "Attention inside sequences of one length, one layer");
+  command->add_option("--batch", attention->attention.sequences, "Sequences at once")->capture_default_str();
+  command->add_option("--length", attention->attention.length, "Tokens a sequence")->capture_default_str();
+  command->add_option("--heads", attention->attention.heads, "Heads of the layer")->capture_default_str();
+  command->add_option("--head-dim", attention->attention.head_dim, "Values of a head")->capture_default_str();
+  add_tune(*command, *attention);
+  attention->common.add_dtype(*command);
+  add_timing(*command, *attention);
+  command->callback([attention] { run_attention(*attention); });
 
   auto prefill = std::make_shared<Options>();
   command = bench->add_subcommand("prefill", "The whole forward pass to the logits, with random weights");

@@ -65,10 +65,17 @@ class VulkanDevice final : public Device {
   std::unique_ptr<Recording> record(std::span<const Operation> operations, const RecordOptions& options) override {
     for (const Operation& operation : operations) require_own_buffers(operation);
     if (info().scratch_bytes > 0 && !scratch_) make_scratch();
-    auto recording =
-        std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, operations, options.profile);
+    auto recording = std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, operations, options);
     instance_.raise_validation_messages();
     return recording;
+  }
+
+  std::vector<std::string> variants(const Operation& operation) const override {
+    Traits traits = physical_.traits;
+    traits.scratch_bytes = info().scratch_bytes;  // though it is taken only when the first program is recorded
+    std::vector<std::string> names;
+    for (Variant& variant : vulkan::variants(operation, traits)) names.push_back(std::move(variant.name));
+    return names;
   }
 
   Ticket submit(Recording& recording) override {
@@ -90,7 +97,7 @@ class VulkanDevice final : public Device {
     const uint64_t size = info().scratch_bytes;
     scratch_ = memory_.allocate(size, MemoryLabel::activations);
     const Operation fill = Fill{Tensor{scratch_.get(), 0, size / 4, DType::f32}, 0.0f};
-    VulkanRecording recording(physical_, device_, pipelines_, queue_, {&fill, 1}, false);
+    VulkanRecording recording(physical_, device_, pipelines_, queue_, {&fill, 1}, {});
     queue_.wait(recording.submit());
     physical_.traits.scratch_address = scratch_->address();
     physical_.traits.scratch_bytes = size;

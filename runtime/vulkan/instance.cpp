@@ -74,7 +74,7 @@ std::string joined(const std::vector<std::string>& messages) {
 VkInstance create_instance(ValidationMessages* messages) {
   auto application = blank<VkApplicationInfo>(VK_STRUCTURE_TYPE_APPLICATION_INFO);
   application.pApplicationName = "turboesm";
-  application.apiVersion = VK_API_VERSION_1_2;
+  application.apiVersion = std::min(volkGetInstanceVersion(), VK_API_VERSION_1_3);  // what we use
   auto info = blank<VkInstanceCreateInfo>(VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO);
   info.pApplicationInfo = &application;
   std::vector<const char*> extensions;

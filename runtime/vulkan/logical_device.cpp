@@ -21,6 +21,11 @@ std::vector<const char*> enable(Features& features, const Abilities& abilities) 
   features.sizes.subgroupSizeControl = VK_TRUE;
   features.sizes.computeFullSubgroups = abilities.full_subgroups;
   features.matrices.cooperativeMatrix = VK_TRUE;
+  features.matrices2.cooperativeMatrixReductions = VK_TRUE;
+  features.matrices2.cooperativeMatrixConversions = VK_TRUE;
+  features.matrices2.cooperativeMatrixPerElementOperations = VK_TRUE;
+  features.matrices2.cooperativeMatrixTensorAddressing = VK_TRUE;
+  features.maintenance4.maintenance4 = VK_TRUE;
   features.bfloat16.shaderBFloat16Type = VK_TRUE;
   features.bfloat16.shaderBFloat16CooperativeMatrix = VK_TRUE;
 
@@ -34,6 +39,8 @@ std::vector<const char*> enable(Features& features, const Abilities& abilities) 
   };
   add(abilities.subgroup_sizes, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, features.sizes);
   add(abilities.matrices, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME, features.matrices);
+  add(abilities.matrices2, VK_NV_COOPERATIVE_MATRIX_2_EXTENSION_NAME, features.matrices2);
+  add(abilities.matrices2, VK_KHR_MAINTENANCE_4_EXTENSION_NAME, features.maintenance4);
   add(abilities.bfloat16, VK_KHR_SHADER_BFLOAT16_EXTENSION_NAME, features.bfloat16);
   return extensions;
 }

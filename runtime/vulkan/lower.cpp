@@ -87,8 +87,31 @@ Dispatch lower_narrow(const Linear& a) {
       Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.outputs, bool(a.bias)});
 }
 
-Dispatch lower_product(const Product& a, const Traits& traits) {
-  if (auto matrix = lower_matrix_product(a, traits)) return *matrix;
+// A few rows, of whole 16 bytes: the weights' way from memory is all that counts. Matrix units, whose tiles have 16
+// rows, are as good from the third row on.
+constexpr uint32_t kFewRowsMost = 8, kFewRowsBesideMatrixUnits = 2;
+
+bool is_few(const Product& a, uint32_t most_rows) {
+  return a.rows >= 1 && a.rows <= most_rows && a.inputs % (a.x.dtype == DType::f32 ? 4 : 8) == 0 &&
+         (a.y.dtype == DType::f32 || a.outputs % 2 == 0) && ceil_div(a.outputs, 2) <= kMaxGroups;
+}
+
+Dispatch lower_few(const Product& a) {
+  struct Push {
+    uint64_t x, weight, bias, residual, y, positions, table;
+    uint32_t inputs, outputs, has_bias, has_residual, has_gelu;
+    float q_scale;
+  };
+  const uint32_t columns = a.inputs / (a.x.dtype == DType::f32 ? 4 : 8);  // of 16 bytes
+  const uint32_t threads = columns <= 320 ? 64 : 128;
+  return dispatch("linear_few", {threads, id_of(a.x.dtype), id_of(a.y.dtype), a.rows, a.head_dim},
+                  {ceil_div(a.outputs, 2), 1, 1},
+                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
+                       address_of(a.y), address_of(a.positions), address_of(a.table), a.inputs, a.outputs, bool(a.bias),
+                       bool(a.residual), a.gelu, a.q_scale});
+}
+
+Dispatch lower_tiled(const Product& a, const Traits& traits) {
   struct Push {
     uint64_t x, weight, bias, residual, y, positions, table;
     uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
@@ -103,6 +126,19 @@ Dispatch lower_product(const Product& a, const Traits& traits) {
                   Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
                        address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
                        bool(a.bias), bool(a.residual), a.gelu, a.q_scale});
+}
+
+Dispatch lower_product(const Product& a, const Traits& traits) {
+  if (is_few(a, kFewRowsBesideMatrixUnits)) return lower_few(a);
+  if (auto matrix = lower_matrix_product(a, traits)) return *matrix;
+  return is_few(a, kFewRowsMost) ? lower_few(a) : lower_tiled(a, traits);
+}
+
+std::vector<Variant> product_variants(const Product& a, const Traits& traits) {
+  std::vector<Variant> all = matrix_variants(a, traits);
+  all.push_back({"plain", lower_tiled(a, traits)});
+  if (is_few(a, kFewRowsMost)) all.push_back({"few rows", lower_few(a)});
+  return all;
 }
 
 Dispatch lower_one(const Linear& a, const Traits& traits) {
@@ -243,6 +279,13 @@ Dispatch lower_one(const Sample& a, const Traits& traits) { return lower_kv(a, t
 
 Dispatch lower(const Operation& operation, const Traits& traits) {
   return std::visit([&](const auto& a) { return lower_one(a, traits); }, operation);
+}
+
+std::vector<Variant> variants(const Operation& operation, const Traits& traits) {
+  if (const auto* a = std::get_if<Linear>(&operation)) return product_variants(Product(*a), traits);
+  if (const auto* a = std::get_if<QkvRope>(&operation)) return product_variants(Product(*a), traits);
+  if (const auto* a = std::get_if<Attention>(&operation)) return matrix_variants(*a, traits);
+  return {};
 }
 
 }  // namespace turboesm::vulkan

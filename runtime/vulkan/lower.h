@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct Traits {
   // 16x16x16 products with fp32 accumulation at subgroup scope, by component type.
   bool matrix_f16 = false;
   bool matrix_bf16 = false;
+  bool matrix2 = false;  // VK_NV_cooperative_matrix2's operations on such matrices, where the program has their kernels
 };
 
 // One compute dispatch: which SPIR-V module (shaders/<shader>.comp), with which specialization constants (constant_id
@@ -53,5 +55,12 @@ uint64_t address_of(const Tensor& tensor);
 // The dispatch that computes `operation` on a device with these traits. Pure: the operation has been check()ed.
 // A dispatch of zero workgroups in any dimension is not recorded.
 Dispatch lower(const Operation& operation, const Traits& traits);
+
+// All ways to compute it that a benchmark may compare; none where there is no choice.
+struct Variant {
+  std::string name;  // kernel and tile sizes
+  Dispatch dispatch;
+};
+std::vector<Variant> variants(const Operation& operation, const Traits& traits);
 
 }  // namespace turboesm::vulkan

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include <fmt/format.h>
+
 #include "runtime/vulkan/lower_tools.h"
 
 namespace turboesm::vulkan {
@@ -17,17 +19,26 @@ constexpr uint32_t kBand = 8;           // tile rows that run side by side: shar
 constexpr uint32_t kTypicalUnits = 64;  // compute units of a device that does not say
 
 // What remained of 36 tiles, compared on an H200 over 34 shapes (rows 34 to 16384, the layers of 8M to 3B), as long as
-// each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average.
+// each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average. And
+// of 21 more for many rows, the one of four subgroups of 64 x 64: the fewest reads of shared memory for a product, and
+// two workgroups on a compute unit, which do not wait for each other's barriers. `turboesm bench linear --tune`
+// compares all of them.
 constexpr LinearTile kLinearTiles[] = {
     // bm, bn, bk, wm, wn, wk, stages, prefetch, drain
-    {16, 32, 256, 1, 1, 8, 1, 1, 1}, {32, 32, 256, 1, 1, 8, 1, 1, 2},  {32, 64, 128, 2, 2, 2, 1, 2, 1},
-    {64, 64, 64, 2, 2, 1, 1, 1, 2},  {64, 64, 128, 2, 2, 2, 1, 1, 2},  {64, 128, 64, 2, 2, 1, 1, 1, 1},
-    {80, 64, 128, 1, 2, 4, 1, 1, 2}, {128, 128, 64, 2, 4, 1, 1, 1, 2}, {160, 128, 64, 2, 4, 1, 1, 1, 2},
+    {16, 32, 256, 1, 1, 8, 1, 1, 1},        {32, 32, 256, 1, 1, 8, 1, 1, 2},  {32, 64, 128, 2, 2, 2, 1, 2, 1},
+    {64, 64, 64, 2, 2, 1, 1, 1, 2},         {64, 64, 128, 2, 2, 2, 1, 1, 2},  {64, 128, 64, 2, 2, 1, 1, 1, 1},
+    {80, 64, 128, 1, 2, 4, 1, 1, 2},        {128, 128, 64, 2, 4, 1, 1, 1, 2}, {160, 128, 64, 2, 4, 1, 1, 1, 2},
+    {128, 128, 64, 2, 2, 1, 1, 1, 1, 0.84},
 };
 constexpr uint32_t kSplits[] = {1, 2, 3, 4, 6, 8};
 
-// The first that fits decides the keys of a block; how many queries share a block does not change any result.
-constexpr AttentionTile kAttentionTiles[] = {{4, 32}, {8, 32}, {2, 32}, {4, 64}, {2, 64}};
+// The first that fits decides the kernel and the keys of a block; how many queries share a block does not change any
+// result.
+constexpr AttentionTile kAttentionTiles[] = {
+    // matrix2, subgroups, rows, keys
+    {true, 4, 2, 32},  {true, 4, 1, 32},  {false, 4, 1, 32}, {false, 8, 1, 32},
+    {false, 2, 1, 32}, {false, 4, 1, 64}, {false, 2, 1, 64},
+};
 
 constexpr uint32_t divide_up(uint32_t value, uint32_t divisor) { return value / divisor + (value % divisor != 0); }
 
@@ -63,6 +74,7 @@ uint32_t shared_bytes(const LinearTile& tile) {
 
 uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
   const uint32_t row = divide_up(head_dim, kMatrix) * (kMatrix / kEights) + 1;
+  if (tile.matrix2) return 2 * tile.keys * row * kVectorBytes;
   const uint32_t queries = tile.subgroups * kMatrix * row;
   const uint32_t blocks = 2 * tile.keys * row + tile.subgroups * kMatrix * (tile.keys / kFours + 1);
   return std::max(queries, blocks) * kVectorBytes;
@@ -96,22 +108,25 @@ double cost(const Product& op, const Traits& traits, const LinearTile& tile, uin
   const double steps = divide_up(divide_up(op.inputs, tile.bk), splits);
   const double step_bytes = 2.0 * (tile.bm + tile.bn) * tile.bk, products = double(tile.bm) * tile.bn * tile.bk;
   const double alone = steps * (kStep + kStepPerByte * step_bytes);
-  const double full = rounds * steps * (kPerProduct * products + kPerByte * step_bytes);
+  const double full = tile.busy * rounds * steps * (kPerProduct * products + kPerByte * step_bytes);
   const double time = kLaunch + std::max(alone, full * (1 + kTail * (std::ceil(rounds) / rounds - 1)));
   return splits == 1 ? time : time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
 }
 
 uint64_t workgroups(const Attention& op, const AttentionTile& tile) {
-  return uint64_t(divide_up(op.max_length, tile.subgroups * kMatrix)) * op.heads * op.sequences;
+  return uint64_t(divide_up(op.max_length, tile.subgroups * tile.rows * kMatrix)) * op.heads * op.sequences;
 }
 
-// The largest workgroups that still occupy every compute unit twice over. All tiles considered have equally many keys,
-// a choice by the device and head_dim alone: so that a result does not depend on the batch.
+// The first tile that occupies every compute unit twice over, or the last one. All tiles considered are of one kernel
+// and have equally many keys, a choice by the device, head_dim and types alone: so that a result does not depend on the
+// batch.
 const AttentionTile* choose_tile(const Attention& op, const Traits& traits) {
   const AttentionTile* chosen = nullptr;
   for (const AttentionTile& tile : kAttentionTiles) {
-    if (!fits(tile, op.head_dim, traits) || (chosen && chosen->keys != tile.keys)) continue;
-    if (!chosen || workgroups(op, *chosen) < 2 * uint64_t(units(traits))) chosen = &tile;
+    const bool agrees = !chosen || (tile.matrix2 == chosen->matrix2 && tile.keys == chosen->keys);
+    if (!agrees || !fits(tile, op, traits)) continue;
+    chosen = &tile;
+    if (workgroups(op, tile) >= 2 * uint64_t(units(traits))) break;
   }
   return chosen;
 }
@@ -198,10 +213,13 @@ std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& tr
 
 std::span<const AttentionTile> attention_tiles() { return kAttentionTiles; }
 
-bool fits(const AttentionTile& tile, uint32_t head_dim, const Traits& traits) {
+bool fits(const AttentionTile& tile, const Attention& op, const Traits& traits) {
+  constexpr uint32_t kMaxTwoRows = 64;  // head_dim beyond which the sums of two rows no longer fit in registers
   const uint32_t subgroup = matrix_subgroup_size(traits);
-  return subgroup != 0 && tile.subgroups * subgroup <= traits.max_workgroup_invocations &&
-         shared_bytes(tile, head_dim) <= traits.max_shared_bytes;
+  const bool suits_kernel =
+      !tile.matrix2 || (traits.matrix2 && op.out.dtype == op.q.dtype && (tile.rows == 1 || op.head_dim <= kMaxTwoRows));
+  return suits_kernel && subgroup != 0 && tile.subgroups * subgroup <= traits.max_workgroup_invocations &&
+         shared_bytes(tile, op.head_dim) <= traits.max_shared_bytes;
 }
 
 Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, const AttentionTile& tile) {
@@ -211,12 +229,19 @@ Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, 
   };
   const uint32_t subgroup = matrix_subgroup_size(traits);
 
+  const bool bf16 = op.q.dtype == DType::bf16;
+
   Dispatch dispatch;
-  dispatch.shader = op.q.dtype == DType::bf16 ? "attention_coopmat_bf16" : "attention_coopmat";
-  dispatch.constants = {uint32_t(op.out.dtype), tile.subgroups * subgroup, subgroup, op.head_dim, tile.keys,
-                        uint32_t(op.q.dtype)};
+  dispatch.shader = tile.matrix2 ? (bf16 ? "attention_coopmat2_bf16" : "attention_coopmat2")
+                                 : (bf16 ? "attention_coopmat_bf16" : "attention_coopmat");
+  dispatch.constants = {uint32_t(op.out.dtype),
+                        tile.subgroups * subgroup,
+                        subgroup,
+                        op.head_dim,
+                        tile.keys,
+                        tile.matrix2 ? tile.rows : uint32_t(op.q.dtype)};
   dispatch.subgroup_size = subgroup;
-  dispatch.groups = {divide_up(op.max_length, tile.subgroups * kMatrix), op.heads, op.sequences};
+  dispatch.groups = {divide_up(op.max_length, tile.subgroups * tile.rows * kMatrix), op.heads, op.sequences};
   dispatch.set_push(Push{address_of(op.q), address_of(op.k), address_of(op.v), address_of(op.cu_seqlens),
                          address_of(op.out), op.heads});
   return dispatch;
@@ -227,6 +252,33 @@ std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits
   const AttentionTile* tile = choose_tile(op, traits);
   if (!tile) return std::nullopt;
   return lower_matrix_attention_with(op, traits, *tile);
+}
+
+std::vector<Variant> matrix_variants(const Product& op, const Traits& traits) {
+  std::vector<Variant> all;
+  if (!suits(op, traits)) return all;
+  for (const LinearTile& tile : kLinearTiles) {
+    if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
+    for (const uint32_t splits : kSplits) {
+      if (splits > max_splits(op, traits, tile)) break;
+      const uint32_t subgroups = tile.wm * tile.wn * tile.wk;
+      all.push_back({fmt::format("{}x{}x{}, {} subgroups, 1/{}", tile.bm, tile.bn, tile.bk, subgroups, splits),
+                     lower_matrix_product_with(op, traits, tile, splits)});
+    }
+  }
+  return all;
+}
+
+std::vector<Variant> matrix_variants(const Attention& op, const Traits& traits) {
+  std::vector<Variant> all;
+  if (!suits(op, traits)) return all;
+  for (const AttentionTile& tile : kAttentionTiles) {
+    if (!fits(tile, op, traits)) continue;
+    all.push_back({fmt::format("{}{}x{}, {} subgroups", tile.matrix2 ? "matrix2 " : "",
+                               tile.subgroups * tile.rows * kMatrix, tile.keys, tile.subgroups),
+                   lower_matrix_attention_with(op, traits, tile)});
+  }
+  return all;
 }
 
 }  // namespace turboesm::vulkan

@@ -9,9 +9,10 @@
 
 namespace turboesm::vulkan {
 
-// The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp and
-// shaders/attention_coopmat.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
-// the shapes do not fit; the plain kernels then do the work.
+// The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp,
+// shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2, shaders/attention_coopmat2.comp. Nothing is
+// returned when the device has no matrix unit for the operation's dtype, or the shapes do not fit; the plain kernels
+// then do the work.
 //
 // A product's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
 // and without splits agree to the bit. Attention agrees to the bit whatever else is in the batch.
@@ -28,6 +29,7 @@ struct LinearTile {
   uint32_t wm, wn, wk;        // its grid of subgroups; each sums (bm / wm) x (bn / wn) over bk / wk of a step
   uint32_t stages, prefetch;  // buffers in shared memory (1 or 2); steps between a global load and its use
   uint32_t drain;             // times 16 rows of a subgroup's sums that pass through shared memory at a time
+  double busy = 1;            // time on a full device, relative to what the cost model says of a tile of this size
 };
 
 // All tiles, for a benchmark to compare; and the operation by one of them, which must fit, with the inputs split over
@@ -37,13 +39,19 @@ bool fits(const LinearTile& tile, const Traits& traits);
 uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& tile);
 Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits);
 
-// How attention_coopmat.comp cuts up its work: 16 queries for each subgroup, against blocks of `keys` keys.
+// How the kernels of attention cut up their work: `rows` times 16 queries for each subgroup, against blocks of `keys`
+// keys. attention_coopmat.comp takes one row, attention_coopmat2.comp one or two.
 struct AttentionTile {
-  uint32_t subgroups, keys;
+  bool matrix2;  // attention_coopmat2.comp
+  uint32_t subgroups, rows, keys;
 };
 
 std::span<const AttentionTile> attention_tiles();
-bool fits(const AttentionTile& tile, uint32_t head_dim, const Traits& traits);
+bool fits(const AttentionTile& tile, const Attention& op, const Traits& traits);
 Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, const AttentionTile& tile);
+
+// All of them, with their splits, that could compute the operation.
+std::vector<Variant> matrix_variants(const Product& op, const Traits& traits);
+std::vector<Variant> matrix_variants(const Attention& op, const Traits& traits);
 
 }  // namespace turboesm::vulkan

@@ -7,6 +7,7 @@
 
 #include "runtime/vulkan/features.h"
 #include "runtime/vulkan/staging.h"
+#include "shaders/shaders.h"
 
 namespace turboesm::vulkan {
 namespace {
@@ -65,6 +66,8 @@ struct Properties {
 void read_features(Features& features, VkPhysicalDevice device, const Extensions& extensions) {
   if (extensions.contains(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) chain(features.core, features.sizes);
   if (extensions.contains(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME)) chain(features.core, features.matrices);
+  if (extensions.contains(VK_NV_COOPERATIVE_MATRIX_2_EXTENSION_NAME)) chain(features.core, features.matrices2);
+  if (extensions.contains(VK_KHR_MAINTENANCE_4_EXTENSION_NAME)) chain(features.core, features.maintenance4);
   if (extensions.contains(VK_KHR_SHADER_BFLOAT16_EXTENSION_NAME)) chain(features.core, features.bfloat16);
   vkGetPhysicalDeviceFeatures2(device, &features.core);
 }
@@ -165,6 +168,11 @@ void read_abilities(PhysicalDevice& device, const Extensions& extensions, const 
     device.info.features.push_back(fmt::format("ignored: {}", fault.reason));
   }
   abilities.bfloat16 = abilities.bfloat16 && abilities.matrices;
+  const auto& matrices2 = features.matrices2;
+  abilities.matrices2 = abilities.matrices && properties.core.properties.apiVersion >= VK_API_VERSION_1_3 &&
+                        features.maintenance4.maintenance4 && matrices2.cooperativeMatrixReductions &&
+                        matrices2.cooperativeMatrixConversions && matrices2.cooperativeMatrixPerElementOperations &&
+                        matrices2.cooperativeMatrixTensorAddressing && has_spirv("attention_coopmat2");
 }
 
 bool is_16x16x16(const VkCooperativeMatrixPropertiesKHR& shape, VkComponentTypeKHR input) {
@@ -199,6 +207,7 @@ void read_traits(PhysicalDevice& device, const Properties& properties) {
   traits.max_shared_bytes = limits.maxComputeSharedMemorySize;
   traits.max_workgroup_invocations = limits.maxComputeWorkGroupInvocations;
   traits.compute_units = properties.compute_units();
+  traits.matrix2 = device.abilities.matrices2;
   traits.software = device.info.kind == DeviceKind::software_gpu;
   device.info.subgroup_size = traits.subgroup_size;
   // Metal, below a portability subset, has no order between the memory accesses of different workgroups.
@@ -213,6 +222,7 @@ void describe_features(PhysicalDevice& device) {
   };
   add(traits.matrix_f16, "fp16 cooperative matrices 16x16x16");
   add(traits.matrix_bf16, "bf16 cooperative matrices 16x16x16");
+  add(device.abilities.matrices2, "operations on elements of cooperative matrices");
   add(true, device.abilities.subgroup_sizes
                 ? fmt::format("subgroup sizes {}..{}", traits.min_subgroup_size, traits.max_subgroup_size)
                 : fmt::format("subgroup size {}", traits.subgroup_size));

@@ -22,6 +22,9 @@ struct Abilities {
   bool memory_model = false;
   bool matrices = false;  // VK_KHR_cooperative_matrix
   bool bfloat16 = false;  // VK_KHR_shader_bfloat16, as a component of cooperative matrices
+  // VK_NV_cooperative_matrix2's operations on elements, reductions, conversions and tensors, with what SPIR-V 1.6
+  // needs: Vulkan 1.3 and VK_KHR_maintenance4
+  bool matrices2 = false;
 };
 
 // A physical device as its driver describes it.

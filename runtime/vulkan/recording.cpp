@@ -17,10 +17,10 @@ OwnedQueryPool make_queries(const LogicalDevice& device, uint32_t count) {
 }  // namespace
 
 VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines,
-                                 Queue& queue, std::span<const Operation> operations, bool profile)
-    : physical_(physical), device_(device), queue_(queue), profile_(profile), commands_(device) {
+                                 Queue& queue, std::span<const Operation> operations, const RecordOptions& options)
+    : physical_(physical), device_(device), queue_(queue), options_(options), commands_(device) {
   for (const Operation& operation : operations) check(operation);
-  const uint32_t count = profile ? uint32_t(operations.size()) + 1 : 2;
+  const uint32_t count = options.profile ? uint32_t(operations.size()) + 1 : 2;
   if (physical.timestamp_bits > 0) queries_ = make_queries(device, count);
   commands_.begin(VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT);
   if (queries_) device_.vk.vkCmdResetQueryPool(commands_.get(), queries_.get(), 0, count);
@@ -42,16 +42,24 @@ void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> op
   write_timestamp();
   for (const Operation& operation : operations) {
     const Traits& traits = physical_.traits;
-    const Dispatch dispatch = lower(operation, traits);
+    const Dispatch dispatch = choose(operation);
     std::vector<AccessedRange> accesses = accesses_of(operation);
     if (dispatch.uses_scratch)
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
     const bool conflict = hazards.needs_barrier_before(accesses);
-    if (conflict || profile_) memory_barrier(device_, commands_.get(), kCompute, kCompute);
+    if (conflict || options_.profile) memory_barrier(device_, commands_.get(), kCompute, kCompute);
     record_dispatch(pipelines, dispatch, bound);
-    if (profile_) write_timestamp();
+    if (options_.profile) write_timestamp();
   }
-  if (!profile_) write_timestamp();
+  if (!options_.profile) write_timestamp();
+}
+
+Dispatch VulkanRecording::choose(const Operation& operation) const {
+  if (options_.variant) {
+    const std::vector<Variant> all = variants(operation, physical_.traits);
+    if (*options_.variant < all.size()) return all[*options_.variant].dispatch;
+  }
+  return lower(operation, physical_.traits);
 }
 
 void VulkanRecording::record_dispatch(Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound) {
@@ -91,7 +99,7 @@ std::vector<double> VulkanRecording::timestamps() const {
 }
 
 std::vector<double> VulkanRecording::operation_seconds() const {
-  const std::vector<double> times = profile_ ? timestamps() : std::vector<double>{};
+  const std::vector<double> times = options_.profile ? timestamps() : std::vector<double>{};
   std::vector<double> seconds;
   for (size_t i = 1; i < times.size(); ++i) seconds.push_back(times[i] - times[i - 1]);
   return seconds;

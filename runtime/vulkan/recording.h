@@ -14,7 +14,7 @@ class VulkanRecording final : public Recording {
  public:
   // The operations' buffers are this device's. Throws what check(), lower() and Pipelines::get() throw.
   VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines, Queue& queue,
-                  std::span<const Operation> operations, bool profile);
+                  std::span<const Operation> operations, const RecordOptions& options);
   ~VulkanRecording() override;
 
   Ticket submit();
@@ -24,6 +24,7 @@ class VulkanRecording final : public Recording {
 
  private:
   void record(Pipelines& pipelines, std::span<const Operation> operations);
+  Dispatch choose(const Operation& operation) const;
   void record_dispatch(Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound);
   void write_timestamp();                  // the next one, when all that was recorded before has finished
   std::vector<double> timestamps() const;  // seconds, of the last completed submission; empty before the first
@@ -31,7 +32,7 @@ class VulkanRecording final : public Recording {
   const PhysicalDevice& physical_;
   const LogicalDevice& device_;
   Queue& queue_;
-  bool profile_;
+  RecordOptions options_;
   Commands commands_;
   OwnedQueryPool queries_;
   uint32_t timestamp_count_ = 0;

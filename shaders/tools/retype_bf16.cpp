@@ -2,8 +2,9 @@
 //
 // Such a shader has the 16-bit float type only as the component of cooperative matrices: it loads them from arrays of
 // integers and does all conversion in integer code, so its modules for both formats differ in the type's declaration
-// alone. Doing that here rather than with GL_EXT_bfloat16 lets any glslang with cooperative matrices build both.
-// SPV_KHR_bfloat16: OpTypeFloat 16 takes a third operand, its encoding; two capabilities and the extension's name.
+// alone; a conversion of a whole matrix to the type rounds to whichever it is. Doing that here rather than with
+// GL_EXT_bfloat16 lets any glslang with cooperative matrices build both. SPV_KHR_bfloat16: OpTypeFloat 16 takes a third
+// operand, its encoding; two capabilities and the extension's name.
 //
 // A module that computes or converts with the type means something else when retyped; it is refused.
 #include <algorithm>
@@ -40,7 +41,7 @@ enum Op : uint32_t {
 };
 
 // What may yield a 16-bit float or a matrix of them: instructions that move values without looking at them.
-constexpr std::array<uint32_t, 14> kMovingOps{
+constexpr std::array<uint32_t, 15> kMovingOps{
     1,     // OpUndef
     44,    // OpConstantComposite
     46,    // OpConstantNull
@@ -55,6 +56,7 @@ constexpr std::array<uint32_t, 14> kMovingOps{
     169,   // OpSelect
     245,   // OpPhi
     4457,  // OpCooperativeMatrixLoadKHR
+    5367,  // OpCooperativeMatrixLoadTensorNV
 };
 
 constexpr uint32_t kEncodingBFloat16 = 0;
@@ -81,16 +83,21 @@ std::vector<Instruction> split_instructions(const Words& module) {
 
 bool is_float16_type(Instruction i) { return opcode(i) == kOpTypeFloat && i[2] == 16; }
 
-// Ids of the 16-bit float type and of the vectors and cooperative matrices of it.
-std::set<uint32_t> float16_types(std::span<const Instruction> instructions) {
-  std::set<uint32_t> types;
+struct Float16Types {
+  std::set<uint32_t> all;       // ids of the 16-bit float type and of the vectors and cooperative matrices of it
+  std::set<uint32_t> matrices;  // of these alone
+};
+
+Float16Types float16_types(std::span<const Instruction> instructions) {
+  std::set<uint32_t> types, matrices;
   for (Instruction i : instructions) {
     if (is_float16_type(i) && i.size() > 3) throw std::runtime_error("its 16-bit float type has an encoding already");
     const bool derived = (opcode(i) == kOpTypeVector || opcode(i) == kOpTypeCooperativeMatrix) && types.contains(i[2]);
     if (is_float16_type(i) || derived) types.insert(i[1]);
+    if (derived && opcode(i) == kOpTypeCooperativeMatrix) matrices.insert(i[1]);
   }
   if (types.empty()) throw std::runtime_error("it has no 16-bit float type");
-  return types;
+  return {types, matrices};
 }
 
 // True for the parts of a module that name types or hold literals where a function's instructions have a result type.
@@ -99,18 +106,19 @@ bool is_declaration(uint32_t op) {
          op == kOpTypeCooperativeMatrix;
 }
 
-void refuse_arithmetic(std::span<const Instruction> instructions, const std::set<uint32_t>& types) {
+void refuse_arithmetic(std::span<const Instruction> instructions, const Float16Types& types) {
   std::set<uint32_t> values;  // ids of values of those types
   for (Instruction i : instructions) {
     const uint32_t op = opcode(i);
     if (is_declaration(op) || i.size() < 3) continue;
     const bool is_zero = op == kOpConstant && i.size() == 4 && i[3] == 0;  // the same bits in both formats
-    const bool yields = types.contains(i[1]);
+    const bool yields = types.all.contains(i[1]);
     const bool converts = op == kOpConvertFToU || op == kOpConvertFToS || op == kOpFConvert;
     const bool computes = (op >= kOpFirstArithmetic && op <= kOpLastComparison) || op == kOpExtInst;
     const bool takes =
         i.size() > 3 && std::ranges::any_of(i.subspan(3), [&](uint32_t word) { return values.contains(word); });
-    const bool moves = is_zero || std::ranges::find(kMovingOps, op) != kMovingOps.end();
+    const bool rounds = op == kOpFConvert && types.matrices.contains(i[1]) && !values.contains(i[3]);
+    const bool moves = is_zero || rounds || std::ranges::find(kMovingOps, op) != kMovingOps.end();
     if ((yields && !moves) || (takes && !moves && (converts || computes)))
       throw std::runtime_error("it computes with its 16-bit float type (opcode " + std::to_string(op) +
                                "), which may only be the component type of cooperative matrices");

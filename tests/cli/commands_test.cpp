@@ -45,7 +45,7 @@ TEST_CASE("what is no command, option or value is refused and named", "[cli]") {
   check_refusal(run({"plan", "--size", "7B"}), 2, {"7B", "650M"});
   check_refusal(run({"plan", "--length", "1", "--device", "cpu"}), 2, {"--length 1"});
   check_refusal(run({"plan", "--batch", "4000000", "--length", "1024", "--device", "cpu"}), 2, {"--batch 4000000"});
-  check_refusal(run({"bench", "attention"}), 2, {"attention"});
+  check_refusal(run({"bench", "softmax"}), 2, {"softmax"});
 }
 
 TEST_CASE("a device that is not there is named and never replaced by another", "[cli]") {
@@ -155,13 +155,13 @@ TEST_CASE("bench copy reports bytes per second", "[cli]") {
 TEST_CASE("bench linear reports operations per second", "[cli]") {
   const std::string dtype = GENERATE("f32", "bf16");
   const json report = run_json({"bench", "linear", "--device", "cpu", "--rows", "33", "--inputs", "64", "--outputs",
-                                "40", "--dtype", dtype, "--gelu", "--seconds", "0.01"});
+                                "40", "--dtype", dtype, "--epilogue", "gelu", "--seconds", "0.01"});
   const json& linear = report.at("linear");
   CHECK(linear.at("rows") == 33);
   CHECK(linear.at("inputs") == 64);
   CHECK(linear.at("outputs") == 40);
   CHECK(linear.at("dtype") == dtype);
-  CHECK(linear.at("gelu") == true);
+  CHECK(linear.at("epilogue") == "gelu");
   CHECK(linear.at("flops_per_second") > 0);
   check_timing(linear.at("time"));
 }

@@ -142,6 +142,15 @@ TEST_CASE("attention agrees with the oracle", "[conformance]") {
   });
 }
 
+// Each kernel and tile that a device has, whichever it would take by itself.
+TEST_CASE("every variant of attention agrees with the oracle", "[conformance]") {
+  conform_variants(43, [](Harness& harness) {
+    for (const DType dtype : {DType::f16, DType::bf16})
+      for (const uint32_t head_dim : kHeadDims)
+        for (const Scores scores : kScores) add_attention(harness, dtype, {2, head_dim}, pack({1, 200, 0, 64}), scores);
+  });
+}
+
 TEST_CASE("attention_maps agrees with the oracle", "[conformance]") {
   conform(5, Units::any, [](Harness& harness) {
     Rng& rng = harness.rng();

@@ -151,7 +151,7 @@ Tensor Case::in_out(std::span<const int32_t> values) {
 // Runs operations on an image of memory: on a device through one buffer that serves all batches, or as plain loops.
 class Harness::Runner {
  public:
-  explicit Runner(Device* device) : device_(device) {}
+  explicit Runner(Device* device, std::optional<uint32_t> variant = {}) : device_(device), variant_(variant) {}
 
   void run(std::span<const Added> cases, std::vector<std::byte>& image) {
     if (!device_) {
@@ -165,19 +165,22 @@ class Harness::Runner {
     std::vector<Operation> operations;
     for (const Added& added : cases) operations.push_back(rebound(added.operation, *buffer_));
     device_->upload(*buffer_, 0, std::span<const std::byte>(image));
-    device_->run(operations);
+    const auto recording = device_->record(operations, {.variant = variant_});
+    device_->wait(device_->submit(*recording));
     device_->download(*buffer_, 0, std::span<std::byte>(image));
   }
 
  private:
   Device* device_;
+  std::optional<uint32_t> variant_;
   std::unique_ptr<Buffer> buffer_;
 };
 
-Harness::Harness(std::unique_ptr<Device> device, uint32_t seed)
+Harness::Harness(std::unique_ptr<Device> device, uint32_t seed, std::optional<uint32_t> variant)
     : device_(std::move(device)), matrix_cores_(device_->info().matrix_core_dtypes), rng_(seed) {
   if (device_->info().kind != DeviceKind::cpu) oracle_device_ = open_device("cpu", {}).device;
-  runner_ = std::make_unique<Runner>(device_.get());
+  runner_ = std::make_unique<Runner>(device_.get(), variant);
+  if (variant) variant_ = fmt::format(", variant {}", *variant);
   oracle_ = std::make_unique<Runner>(oracle_device_.get());
 }
 
@@ -195,6 +198,7 @@ void Harness::add(const std::string& what, const std::function<Operation(Case&)>
   if (added_++ % test_options().every != 0) return;
   Case operands(*this);
   const Operation operation = build(operands);
+  most_variants_ = std::max(most_variants_, device_->variants(operation).size());
   cases_.push_back({what, operation});
   if (cases_.size() == kBatchCases || image_.size() > kBatchBytes) flush();
 }
@@ -286,8 +290,8 @@ std::string Harness::name_of_operand(const Operand& operand) const {
 
 std::string Harness::describe(const Operand& operand) const {
   const Added& added = cases_[operand.of_case];
-  return fmt::format("{} case {} ({}): {} {}", name_of(added.operation), cases_run_ + operand.of_case, added.what,
-                     name_of(operand.dtype), name_of_operand(operand));
+  return fmt::format("{} case {} ({}{}): {} {}", name_of(added.operation), cases_run_ + operand.of_case, added.what,
+                     variant_, name_of(operand.dtype), name_of_operand(operand));
 }
 
 void Harness::fail(const Operand& operand, const std::string& problem) {
@@ -315,6 +319,16 @@ void conform(uint32_t seed, Units units, const std::function<void(Harness&)>& ad
     add_cases(harness);
     harness.finish();
     if (!again) return;
+  }
+}
+
+void conform_variants(uint32_t seed, const std::function<void(Harness&)>& add_cases) {
+  size_t most = 1;
+  for (uint32_t variant = 0; variant < most; ++variant) {
+    Harness harness(open_device_under_test(), seed, variant);
+    add_cases(harness);
+    harness.finish();
+    most = std::max(most, harness.most_variants());
   }
 }
 

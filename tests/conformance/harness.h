@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,7 +60,8 @@ class Case {
 
 class Harness {
  public:
-  Harness(std::unique_ptr<Device> device, uint32_t seed);
+  // With `variant`, operations of several variants() by that one.
+  Harness(std::unique_ptr<Device> device, uint32_t seed, std::optional<uint32_t> variant = {});
   ~Harness();
 
   // `build` allocates its operands and returns the operation; `what` tells the case from others in a failure's message.
@@ -78,6 +80,8 @@ class Harness {
     const DeviceKind kind = device_->info().kind;
     return kind != DeviceKind::cpu && kind != DeviceKind::software_gpu && test_options().large;
   }
+  // The largest number of variants() that an operation so far has had.
+  size_t most_variants() const { return most_variants_; }
   // Whether each kind of case has a kernel of its own to compile, so that their number counts.
   bool compiles() const { return device_->info().kind != DeviceKind::cpu; }
 
@@ -112,6 +116,8 @@ class Harness {
   std::vector<Added> cases_;       // of the batch being built, like the next two
   std::vector<Operand> operands_;  // in the order of their bytes
   std::vector<std::byte> image_;
+  std::string variant_;  // what failures are said to be of
+  size_t most_variants_ = 0;
   uint64_t added_ = 0, cases_run_ = 0, failures_ = 0;
   double worst_ = 0;  // largest error, as a share of what its tolerance allows, and where it was
   std::string worst_case_;
@@ -125,5 +131,8 @@ double product_error(const Harness& harness, DType dtype, uint32_t inputs);
 // Adds cases to a harness for the device under test and runs them; with Units::matrix_cores_too on a device that has
 // such units a second time without them.
 void conform(uint32_t seed, Units units, const std::function<void(Harness&)>& add_cases);
+
+// The same for every one of the operations' variants(), or once by the device's own choice where it has none.
+void conform_variants(uint32_t seed, const std::function<void(Harness&)>& add_cases);
 
 }  // namespace turboesm::conformance

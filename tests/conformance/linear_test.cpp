@@ -113,12 +113,31 @@ TEST_CASE("linear agrees with the oracle", "[conformance]") {
     add_awkward_shapes(harness);
     add_aligned_shapes(harness);
     add_model_shapes(harness);
-    if (harness.takes_large()) add_large_shapes(harness);
     for (const Types types : kTypes) {
       add_linear(harness, types, {kManyRows, 8, 2}, {.bias = true});
       add_linear(harness, types, {3, 8, kManyRows + 1}, {.bias = true});
       add_linear(harness, types, {0, 64, 64}, {.bias = true});
     }
+  });
+}
+
+TEST_CASE("linear of large shapes agrees with the oracle", "[conformance]") {
+  conform(6, Units::matrix_cores_too, [](Harness& harness) {
+    if (harness.takes_large()) add_large_shapes(harness);
+    add_linear(harness, {DType::f16, DType::f16}, {257, 64, 68}, {.bias = true, .gelu = true});
+  });
+}
+
+// Each kernel and tile that a device has, whichever it would take by itself.
+TEST_CASE("every variant of linear agrees with the oracle", "[conformance]") {
+  conform_variants(41, [](Harness& harness) {
+    constexpr Shape kShapes[] = {{150, 512, 264}, {33, 1032, 260}, {5, 520, 320}};
+    constexpr Epilogue kEpilogues[] = {
+        {}, {.bias = true, .gelu = true}, {.bias = true, .residual = true, .in_place = true}};
+    for (const Types types : {Types{DType::f16, DType::f16}, Types{DType::f16, DType::f32},
+                              Types{DType::bf16, DType::bf16}, Types{DType::bf16, DType::f32}})
+      for (const Shape shape : kShapes)
+        for (const Epilogue epilogue : kEpilogues) add_linear(harness, types, shape, epilogue);
   });
 }
 

@@ -27,7 +27,7 @@ class Builder {
     add_independent_of_model();
     for (const DType dtype : kDTypes) {
       add_embedding(dtype);
-      for (const uint32_t rows : {1u, 16u, 147u, kTokens}) add_linears(dtype, rows);
+      for (const uint32_t rows : {1u, 2u, 8u, 16u, 147u, kTokens}) add_linears(dtype, rows);
       for (const uint32_t head_dim : kHeadDims) add_attention(dtype, head_dim);
     }
     for (const conformance::NamedFormat& format : conformance::kv_formats()) {
@@ -104,7 +104,7 @@ class Builder {
   void add_attention(DType dtype, uint32_t head_dim) {
     const uint32_t heads = 20, length = 512;
     const Tensor values = tensor(dtype, uint64_t(kTokens) * heads * head_dim);
-    for (const uint32_t tokens : {16u, 147u, kTokens}) add_qkv_rope(dtype, tokens, 480 / head_dim, head_dim);
+    for (const uint32_t tokens : {2u, 16u, 147u, kTokens}) add_qkv_rope(dtype, tokens, 480 / head_dim, head_dim);
     for (const uint32_t longest : {1u, 70u, kTokens})
       add(Attention{values, values, values, i32(5), values, kTokens, 4, heads, head_dim, longest});
     add(AttentionMaps{values, values, f32(uint64_t(heads) * length * length), kTokens, 0, length, heads, head_dim});

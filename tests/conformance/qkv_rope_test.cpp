@@ -80,10 +80,29 @@ TEST_CASE("qkv_rope agrees with the oracle", "[conformance]") {
         const Types types{in, out};
         add_awkward_shapes(harness, types);
         add_model_shapes(harness, types);
-        if (harness.takes_large()) add_large_shapes(harness, types);
         add_qkv_rope(harness, types, {kManyRows, 8, 1, 8});
         add_qkv_rope(harness, types, {0, 64, 1, 16});
       }
+  });
+}
+
+TEST_CASE("qkv_rope of large shapes agrees with the oracle", "[conformance]") {
+  conform(7, Units::matrix_cores_too, [](Harness& harness) {
+    for (const DType in : kFloatTypes)
+      for (const DType out : kFloatTypes) {
+        if (harness.takes_large()) add_large_shapes(harness, {in, out});
+        add_qkv_rope(harness, {in, out}, {65, 64, 2, 16});
+      }
+  });
+}
+
+// Each kernel and tile that a device has, whichever it would take by itself.
+TEST_CASE("every variant of qkv_rope agrees with the oracle", "[conformance]") {
+  conform_variants(42, [](Harness& harness) {
+    for (const Types types :
+         {Types{DType::f16, DType::f16}, Types{DType::bf16, DType::bf16}, Types{DType::bf16, DType::f32}})
+      for (const Shape shape : {Shape{150, 512, 4, 64}, Shape{33, 1032, 3, 24}, Shape{3, 512, 2, 16}})
+        add_qkv_rope(harness, types, shape);
   });
 }
 
