@@ -131,6 +131,7 @@ struct DeviceOptions {
   bool validation = false;          // Vulkan's validation layers, synchronization included; a message is an Error
   std::filesystem::path cache_dir;  // where compiled pipelines are kept; empty: nowhere
   uint32_t threads = 0;             // CPU back end; 0: every core
+  std::string instruction_set;      // CPU back end: "avx2" and so on, as its driver is named; empty: the widest
 };
 
 // A device that could be opened, or the reason why it cannot.

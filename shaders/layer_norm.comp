@@ -14,6 +14,7 @@ layout(local_size_x_id = 0) in;
 
 layout(constant_id = 1) const uint Y_DTYPE = DTYPE_F32;
 layout(constant_id = 2) const uint PAIRS = 1;  // per invocation: ceil(width / (2 x workgroup size))
+layout(constant_id = 3) const bool ONE_SUBGROUP = false;  // the workgroup is one: sums need no barrier
 
 layout(push_constant, scalar) uniform Push {
   Words x;
@@ -24,6 +25,11 @@ layout(push_constant, scalar) uniform Push {
   uint width;
   float epsilon;
 };
+
+float sum_of_row(float own) {
+  if (ONE_SUBGROUP) return subgroupAdd(own);
+  return workgroup_sum(own);
+}
 
 uint column_of(uint pair) { return 2 * (gl_LocalInvocationID.x + pair * gl_WorkGroupSize.x); }
 
@@ -39,14 +45,14 @@ void normalize_row(uint begin) {
     biases[i] = column < width ? load2(bias, DTYPE_F32, column) : vec2(0.0);
     sum += held[i];
   }
-  const float mean = workgroup_sum(sum.x + sum.y) / float(width);
+  const float mean = sum_of_row(sum.x + sum.y) / float(width);
 
   vec2 squares = vec2(0.0);
   for (uint i = 0; i < PAIRS; ++i) {
     held[i] -= mean;
     if (column_of(i) < width) squares += held[i] * held[i];
   }
-  const float variance = workgroup_sum(squares.x + squares.y) / float(width);
+  const float variance = sum_of_row(squares.x + squares.y) / float(width);
   const float factor = 1.0 / sqrt(variance + epsilon);
 
   for (uint i = 0; i < PAIRS; ++i) {

@@ -19,12 +19,13 @@ namespace cpu {
 #include "cpu_variants.inc"
 #undef TURBOESM_CPU_VARIANT_ENTRY
 
-const Kernels& best_kernels() {
+std::vector<const Kernels*> runnable_kernels() {
+  std::vector<const Kernels*> runnable;
 #define TURBOESM_CPU_VARIANT_ENTRY(variant) \
-  if (can_run(#variant)) return kernels_##variant;
+  if (can_run(#variant)) runnable.push_back(&kernels_##variant);
 #include "cpu_variants.inc"
 #undef TURBOESM_CPU_VARIANT_ENTRY
-  throw_error(ErrorKind::device, "[cpu] this build has no kernels for this processor");
+  return runnable;
 }
 
 CpuBuffer::CpuBuffer(uint64_t size, MemoryLabel label, std::shared_ptr<MemoryLedger> ledger)
@@ -123,12 +124,18 @@ class CpuRecording final : public Recording {
   double total_ = 0;
 };
 
-DeviceInfo describe() {
-  const Kernels& kernels = best_kernels();
+// The kernels of `instruction_set`, or the widest when it is empty.
+const Kernels& kernels_of(const std::string& instruction_set) {
+  for (const Kernels* kernels : runnable_kernels())
+    if (instruction_set.empty() || instruction_set == kernels->name) return *kernels;
+  throw_error(ErrorKind::device, "[cpu] this processor or this build has no {} kernels", instruction_set);
+}
+
+DeviceInfo describe(const Kernels& kernels) {
   DeviceInfo info;
   info.spec = "cpu";
   info.name = processor_name();
-  info.driver = fmt::format("Eigen, {} kernels", kernels.name);
+  info.driver = fmt::format("{} kernels", kernels.name);
   info.kind = DeviceKind::cpu;
   info.memory_bytes = total_memory_bytes();
   info.features = {fmt::format("{} kernels", kernels.name),
@@ -139,7 +146,8 @@ DeviceInfo describe() {
 // Runs everything in the calling thread and the pool: a submission is complete when submit() returns.
 class CpuDevice final : public Device {
  public:
-  explicit CpuDevice(const DeviceOptions& options) : pool_(options.threads), info_(describe()) {
+  explicit CpuDevice(const DeviceOptions& options)
+      : kernels_(kernels_of(options.instruction_set)), pool_(options.threads), info_(describe(kernels_)) {
     info_.features.back() = fmt::format("{} threads", pool_.size());
   }
 
@@ -179,7 +187,7 @@ class CpuDevice final : public Device {
   }
 
   Ticket submit(Recording& recording) override {
-    static_cast<CpuRecording&>(recording).run(Runner(best_kernels(), pool_));
+    static_cast<CpuRecording&>(recording).run(Runner(kernels_, pool_));
     return ++submitted_;
   }
 
@@ -193,13 +201,14 @@ class CpuDevice final : public Device {
       throw_error(ErrorKind::usage, "[cpu] bytes {} + {} lie outside a buffer of {}", offset, size, buffer.size());
   }
 
+  const Kernels& kernels_;
   ThreadPool pool_;
   DeviceInfo info_;
   std::shared_ptr<MemoryLedger> ledger_ = std::make_shared<MemoryLedger>();
   Ticket submitted_ = 0;
 };
 
-std::vector<DeviceListing> list_cpu(std::string&) { return {{describe(), ""}}; }
+std::vector<DeviceListing> list_cpu(std::string&) { return {{describe(kernels_of("")), ""}}; }
 
 std::unique_ptr<Device> open_cpu(uint32_t, const DeviceOptions& options) {
   return std::make_unique<CpuDevice>(options);

@@ -31,9 +31,10 @@ bool can_run(std::string_view variant) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (variant == "avx2") return avx2;
-  if (variant == "avx512")
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (variant == "avx512") return avx512;
+  if (variant == "avx512_bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
   return variant == "baseline";
 }
 

@@ -4,14 +4,15 @@
 
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <utility>
 
-#include <Eigen/Core>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 #include "runtime/cpu/buffer.h"
+#include "runtime/cpu/vector.h"
 
 namespace turboesm::cpu {
 namespace {
@@ -30,6 +31,9 @@ inline void widen_f16(const uint16_t* source, float* destination, uint64_t count
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(destination + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
+#elif defined(__aarch64__)
+  const __fp16* halves = reinterpret_cast<const __fp16*>(source);
+  for (; i < count; ++i) destination[i] = halves[i];
 #endif
   for (; i < count; ++i) destination[i] = f32_from_f16(source[i]);
 }
@@ -40,8 +44,21 @@ inline void narrow_f16(const float* source, uint16_t* destination, uint64_t coun
   for (; i + 8 <= count; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(destination + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__aarch64__)
+  __fp16* halves = reinterpret_cast<__fp16*>(destination);
+  for (; i < count; ++i) halves[i] = __fp16(source[i]);
 #endif
   for (; i < count; ++i) destination[i] = f16_from_f32(source[i]);
+}
+
+// bf16_from_f32 of runtime/dtype.h, where the compiler sees it and takes many at once.
+inline void narrow_bf16(const float* source, uint16_t* destination, uint64_t count) {
+  for (uint64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, source + i, 4);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, nan = (bits >> 16) | 0x40u;
+    destination[i] = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+  }
 }
 
 // Elements [first, first + count) of a tensor as f32.
@@ -63,9 +80,7 @@ inline void load(const Tensor& tensor, uint64_t first, uint64_t count, float* de
 inline void store(const Tensor& tensor, uint64_t first, uint64_t count, const float* source) {
   switch (tensor.dtype) {
     case DType::f16: return narrow_f16(source, as<uint16_t>(tensor) + first, count);
-    case DType::bf16:
-      for (uint64_t i = 0; i < count; ++i) as<uint16_t>(tensor)[first + i] = bf16_from_f32(source[i]);
-      return;
+    case DType::bf16: return narrow_bf16(source, as<uint16_t>(tensor) + first, count);
     default: std::memcpy(as<float>(tensor) + first, source, count * 4);
   }
 }
@@ -73,19 +88,22 @@ inline void store(const Tensor& tensor, uint64_t first, uint64_t count, const fl
 // A thread's scratch memory: grows to the largest need and stays.
 class Scratch {
  public:
-  ~Scratch() { Eigen::internal::aligned_free(data_); }
+  ~Scratch() { release(); }
   float* get(uint64_t floats) {
     if (floats > capacity_) {
-      // The allocation may throw, and the thread goes on.
-      Eigen::internal::aligned_free(std::exchange(data_, nullptr));
-      capacity_ = 0;
-      data_ = static_cast<float*>(Eigen::internal::aligned_malloc(floats * sizeof(float)));
+      release();  // the allocation may throw, and the thread goes on
+      data_ = static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(kAlignment)));
       capacity_ = floats;
     }
     return data_;
   }
 
  private:
+  void release() {
+    ::operator delete(std::exchange(data_, nullptr), std::align_val_t(kAlignment));
+    capacity_ = 0;
+  }
+
   float* data_ = nullptr;
   uint64_t capacity_ = 0;
 };
@@ -120,9 +138,15 @@ inline float max_of(const float* values, uint64_t count) {
 
 // values = exp(values - shift), in place; returns their sum.
 inline float exponentiate(float* values, uint64_t count, float shift) {
-  Eigen::Map<Eigen::ArrayXf> row(values, Eigen::Index(count));
-  row = (row - shift).exp();
-  return sum_of(count, [values](uint64_t i) { return values[i]; });
+  uint64_t i = 0;
+  for (; i + kVector <= count; i += kVector) store_vector(values + i, exp(load_vector(values + i) - shift));
+  float rest[kVector] = {};
+  if (i < count) {
+    std::memcpy(rest, values + i, (count - i) * sizeof(float));
+    store_vector(rest, exp(load_vector(rest) - shift));
+    std::memcpy(values + i, rest, (count - i) * sizeof(float));
+  }
+  return sum_of(count, [values](uint64_t at) { return values[at]; });
 }
 
 }  // namespace

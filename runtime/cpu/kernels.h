@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "runtime/operations.h"
 
@@ -12,12 +13,12 @@ struct Range {
 };
 
 // Sizes of the pieces that one item stands for.
-inline constexpr uint32_t kProductRows = 192;     // an item of Linear and QkvRope is a tile of this many rows ...
+inline constexpr uint32_t kProductRows = 432;     // an item of Linear and QkvRope is a tile of this many rows ...
 inline constexpr uint32_t kProductOutputs = 128;  // ... by this many outputs, an even number, output tiles innermost
-inline constexpr uint32_t kQueryBlock = 64;       // an item of Attention is this many queries of one head
+inline constexpr uint32_t kQueryBlock = 120;      // an item of Attention is this many queries of one head
 inline constexpr uint32_t kElementBlock = 4096;   // an item of Fill, RandomNormal and Copy
 
-// One instruction set's build of every operation; the file kernels.cpp is compiled once for each.
+// One instruction set's build of every operation (variant.h).
 struct Kernels {
   const char* name;
   void (*token_dropout)(const TokenDropout&, Range sequences);
@@ -39,7 +40,7 @@ struct Kernels {
   void (*sample)(const Sample&, Range sequences);
 };
 
-// The widest build that this processor can run.
-const Kernels& best_kernels();
+// The builds that this processor can run, the widest first.
+std::vector<const Kernels*> runnable_kernels();
 
 }  // namespace turboesm::cpu

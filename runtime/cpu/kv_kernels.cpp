@@ -3,9 +3,8 @@
 #if defined(_MSC_VER)
 #pragma fp_contract(off)
 #endif
-#include "runtime/cpu/kv_kernels.h"
-
 #include "runtime/cpu/kernel_tools.h"
+#include "runtime/cpu/variant.h"
 #include "runtime/operation_rules.h"
 #include "runtime/random.h"
 #include "shaders/include/kv_scale.h"

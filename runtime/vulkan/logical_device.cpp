@@ -11,6 +11,7 @@ namespace {
 // Sets what `abilities` promises in `features`; returns the extensions to enable.
 std::vector<const char*> enable(Features& features, const Abilities& abilities) {
   features.core.features.shaderInt16 = abilities.int16;
+  features.core.features.shaderInt64 = abilities.int64;
   features.v11.storageBuffer16BitAccess = abilities.storage16;
   features.v12.bufferDeviceAddress = VK_TRUE;
   features.v12.scalarBlockLayout = VK_TRUE;

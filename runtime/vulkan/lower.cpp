@@ -1,6 +1,8 @@
 #include "runtime/vulkan/lower.h"
 
+#include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "runtime/vulkan/lower_kv.h"
 #include "runtime/vulkan/lower_matrix.h"
@@ -35,15 +37,16 @@ Dispatch lower_one(const Embed& a, const Traits&) {
                        address_of(a.out), a.tokens, a.sequences, a.vocab, a.width, a.mask_id, a.unk_id, bool(a.scale)});
 }
 
-Dispatch lower_one(const LayerNorm& a, const Traits&) {
+Dispatch lower_one(const LayerNorm& a, const Traits& traits) {
   struct Push {
     uint64_t x, weight, bias, y;
     uint32_t rows, width;
     float epsilon;
   };
-  const uint32_t threads = a.width <= 1024 ? 128 : 256;
+  const uint32_t threads = traits.software ? traits.subgroup_size : a.width <= 1024 ? 128 : 256;
   return dispatch(
-      "layer_norm", {threads, id_of(a.y.dtype), ceil_div(a.width, 2 * threads)}, {capped(a.rows), 1, 1},
+      "layer_norm", {threads, id_of(a.y.dtype), ceil_div(a.width, 2 * threads), traits.software},
+      {capped(a.rows), 1, 1},
       Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.y), a.rows, a.width, a.epsilon});
 }
 
@@ -111,6 +114,31 @@ Dispatch lower_few(const Product& a) {
                        bool(a.residual), a.gelu, a.q_scale});
 }
 
+// Whether the kernels for software drivers (include/lanes.glsl) take rows of this many values: each lane 8 bytes a
+// step.
+bool takes_direct(DType dtype, uint32_t values, const Traits& traits) {
+  return traits.lanes && values * size_of(dtype) % (8 * traits.subgroup_size) == 0;
+}
+
+std::optional<Dispatch> lower_direct(const Product& a, const Traits& traits) {
+  if (!takes_direct(a.x.dtype, a.inputs, traits)) return std::nullopt;
+  struct Push {
+    uint64_t x, weight, bias, residual, y, positions, table;
+    uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
+    float q_scale;
+    uint32_t head_dim;
+  };
+  // Large for few loads, small because such a driver's compile time grows with the unrolled loops.
+  const uint32_t rows = size_of(a.x.dtype) == 2 ? 16 : 32;
+  constexpr uint32_t kColumns = 4;  // of an invocation
+  return dispatch("linear_direct",
+                  {traits.subgroup_size, id_of(a.x.dtype), id_of(a.y.dtype), rows, kColumns, a.head_dim != 0},
+                  {ceil_div(a.outputs, traits.subgroup_size * kColumns), capped(ceil_div(a.rows, rows)), 1},
+                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
+                       address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
+                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale, a.head_dim});
+}
+
 Dispatch lower_tiled(const Product& a, const Traits& traits) {
   struct Push {
     uint64_t x, weight, bias, residual, y, positions, table;
@@ -129,14 +157,18 @@ Dispatch lower_tiled(const Product& a, const Traits& traits) {
 }
 
 Dispatch lower_product(const Product& a, const Traits& traits) {
-  if (is_few(a, kFewRowsBesideMatrixUnits)) return lower_few(a);
+  if (auto direct = lower_direct(a, traits)) return *direct;
+  // Sums of f32 are taken in one order, however many rows there are; 16-bit types round more than the order matters.
+  const bool any_order = a.x.dtype != DType::f32;
+  if (any_order && is_few(a, kFewRowsBesideMatrixUnits)) return lower_few(a);
   if (auto matrix = lower_matrix_product(a, traits)) return *matrix;
-  return is_few(a, kFewRowsMost) ? lower_few(a) : lower_tiled(a, traits);
+  return any_order && is_few(a, kFewRowsMost) ? lower_few(a) : lower_tiled(a, traits);
 }
 
 std::vector<Variant> product_variants(const Product& a, const Traits& traits) {
   std::vector<Variant> all = matrix_variants(a, traits);
   all.push_back({"plain", lower_tiled(a, traits)});
+  if (auto direct = lower_direct(a, traits)) all.push_back({"direct", *direct});
   if (is_few(a, kFewRowsMost)) all.push_back({"few rows", lower_few(a)});
   return all;
 }
@@ -175,13 +207,20 @@ Dispatch lower_one(const Attention& a, const Traits& traits) {
     uint64_t q, k, v, cu_seqlens, out;
     uint32_t heads;
   };
+  const Push push{address_of(a.q),          address_of(a.k),   address_of(a.v),
+                  address_of(a.cu_seqlens), address_of(a.out), a.heads};
+  if (takes_direct(a.q.dtype, a.head_dim, traits)) {
+    const uint32_t queries = std::clamp(1024 / a.head_dim, 4u, 16u) / (size_of(a.q.dtype) == 2 ? 2 : 1);
+    constexpr uint32_t kKeys = 4;  // of an invocation
+    return dispatch("attention_direct",
+                    {traits.subgroup_size, id_of(a.q.dtype), a.head_dim, queries, kKeys, id_of(a.out.dtype)},
+                    {ceil_div(a.max_length, queries), a.heads, a.sequences}, push);
+  }
   const AttentionTile tile = attention_tile(a.head_dim, traits);
-  return dispatch(
-      "attention",
-      {tile.lanes * tile.slices, id_of(a.q.dtype), a.head_dim, tile.slice, tile.slices, tile.lanes, tile.queries,
-       tile.keys, id_of(a.out.dtype)},
-      {ceil_div(a.max_length, tile.lanes * tile.queries), a.heads, a.sequences},
-      Push{address_of(a.q), address_of(a.k), address_of(a.v), address_of(a.cu_seqlens), address_of(a.out), a.heads});
+  return dispatch("attention",
+                  {tile.lanes * tile.slices, id_of(a.q.dtype), a.head_dim, tile.slice, tile.slices, tile.lanes,
+                   tile.queries, tile.keys, id_of(a.out.dtype)},
+                  {ceil_div(a.max_length, tile.lanes * tile.queries), a.heads, a.sequences}, push);
 }
 
 Dispatch lower_one(const PoolMean& a, const Traits&) {

@@ -155,6 +155,7 @@ void read_abilities(PhysicalDevice& device, const Extensions& extensions, const 
       features.sizes.subgroupSizeControl && (properties.sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT);
   abilities.full_subgroups = abilities.subgroup_sizes && features.sizes.computeFullSubgroups;
   abilities.int16 = features.core.features.shaderInt16;
+  abilities.int64 = features.core.features.shaderInt64;
   abilities.float16 = features.v12.shaderFloat16;
   abilities.storage16 = features.v11.storageBuffer16BitAccess;
   abilities.memory_model = features.v12.vulkanMemoryModel && features.v12.vulkanMemoryModelDeviceScope;
@@ -209,6 +210,8 @@ void read_traits(PhysicalDevice& device, const Properties& properties) {
   traits.compute_units = properties.compute_units();
   traits.matrix2 = device.abilities.matrices2;
   traits.software = device.info.kind == DeviceKind::software_gpu;
+  traits.lanes = traits.software && device.abilities.int64 && traits.min_subgroup_size == traits.max_subgroup_size &&
+                 (properties.v11.subgroupSupportedOperations & VK_SUBGROUP_FEATURE_BALLOT_BIT);
   device.info.subgroup_size = traits.subgroup_size;
   // Metal, below a portability subset, has no order between the memory accesses of different workgroups.
   if (!device.abilities.portability_subset) device.info.scratch_bytes = kScratchBytes;

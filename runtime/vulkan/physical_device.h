@@ -17,6 +17,7 @@ struct Abilities {
   bool subgroup_sizes = false;      // VK_EXT_subgroup_size_control: a pipeline may ask for its size
   bool full_subgroups = false;      //   and for workgroups without partly filled subgroups
   bool int16 = false;
+  bool int64 = false;
   bool float16 = false;    // arithmetic
   bool storage16 = false;  // 16-bit loads and stores
   bool memory_model = false;
