@@ -329,7 +329,7 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
 
   GenerateBench bench{.sequences = sequences, .prompt = prompt, .length = length};
   bench.planned_bytes = plan_memory(config, model.weights().dtype(), BatchShape::uniform(sequences, length), {},
-                                    model.device().info(), &tables)
+                                    model.device().info(), &preset)
                             .total();
   Decoder decoder(model, tables, {.sequences = sequences, .capacity = length});
   bench.cache_bytes = kv_cache_bytes(preset.format(), config, sequences, length);

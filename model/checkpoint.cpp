@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
+#include "runtime/platform.h"
 
 namespace turboesm {
 
@@ -63,6 +64,10 @@ std::span<const std::byte> bytes_of(const T& value) {
 }
 
 }  // namespace
+
+std::filesystem::path default_model_directory() {
+  return executable_path().parent_path().parent_path() / "share" / "turboesm" / "models" / "swissprot_t8_14M";
+}
 
 Checkpoint Checkpoint::open(const fs::path& directory) {
   std::error_code error;

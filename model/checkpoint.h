@@ -54,6 +54,9 @@ class Checkpoint {
   std::map<std::string, Location, std::less<>> tensors_;  // by published name
 };
 
+// The folder of the model that ships with the program: ../share/turboesm/models beside the program's own folder.
+std::filesystem::path default_model_directory();
+
 // The 64-bit xxHash of `data` (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md). Several pieces are hashed as
 // one by passing each the previous result as its seed.
 uint64_t xxh64(std::span<const std::byte> data, uint64_t seed = 0);

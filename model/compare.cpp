@@ -1,10 +1,10 @@
 #include "model/compare.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <span>
 
+#include "model/amino_acids.h"
 #include "model/decoder.h"
 #include "model/tokenizer.h"
 #include "runtime/error.h"
@@ -12,28 +12,6 @@
 
 namespace turboesm {
 namespace {
-
-constexpr uint32_t kFirstAminoAcid = 4, kAminoAcids = 20;
-
-using Distribution = std::array<float, kAminoAcids>;  // log-probabilities
-
-Distribution log_softmax(const float* logits) {
-  const float* amino_acids = logits + kFirstAminoAcid;
-  const float largest = *std::max_element(amino_acids, amino_acids + kAminoAcids);
-  double sum = 0;
-  for (uint32_t i = 0; i < kAminoAcids; ++i) sum += std::exp(double(amino_acids[i]) - largest);
-  Distribution result;
-  for (uint32_t i = 0; i < kAminoAcids; ++i) result[i] = float(double(amino_acids[i]) - largest - std::log(sum));
-  return result;
-}
-
-double divergence(const Distribution& p, const Distribution& q) {
-  double sum = 0;
-  for (uint32_t i = 0; i < kAminoAcids; ++i) sum += std::exp(double(p[i])) * (double(p[i]) - q[i]);
-  return sum;
-}
-
-size_t most_likely(const Distribution& p) { return size_t(std::ranges::max_element(p) - p.begin()); }
 
 double cosine(std::span<const float> a, std::span<const float> b) {
   double ab = 0, aa = 0, bb = 0;
@@ -77,7 +55,7 @@ class Sample {
 struct RowTally {
   Sample kl;
   uint64_t agreed = 0;
-  double add(const Distribution& want, const Distribution& got) {
+  double add(const AminoAcidDistribution& want, const AminoAcidDistribution& got) {
     const double value = divergence(want, got);
     kl.add(value);
     agreed += most_likely(want) == most_likely(got);
@@ -143,11 +121,16 @@ class Comparison {
     }
   }
 
+  AminoAcidDistribution at(const Step& step, size_t row) const {
+    const size_t vocab = model_.config().vocab;
+    return amino_acid_distribution(std::span(step.logits).subspan(row * vocab, vocab));
+  }
+
   // Adds what a step says of each sequence that still has a row in it; `kl` sums the divergence at residues by
   // sequence.
   void tally_step(const Tasks& tasks, uint32_t step, const Step& want, const Step& got, Tally& tally,
                   std::vector<Sample>& kl) const {
-    const size_t vocab = model_.config().vocab, hidden = model_.config().hidden;
+    const size_t hidden = model_.config().hidden;
     for (size_t b = 0; b < tasks.tasks.size(); ++b) {
       const std::vector<int32_t>& forced = tasks.tasks[b].forced;
       if (step >= forced.size()) continue;
@@ -156,15 +139,15 @@ class Comparison {
         const auto slice = [&](const std::vector<float>& values) {
           return std::span(values).subspan(row * hidden, hidden);
         };
-        kl[b].add(tally.residue.add(log_softmax(&want.logits[row * vocab]), log_softmax(&got.logits[row * vocab])));
+        kl[b].add(tally.residue.add(at(want, row), at(got, row)));
         tally.l2.add(relative_l2(slice(want.hidden), slice(got.hidden)));
         tally.cosines.add(cosine(slice(want.hidden), slice(got.hidden)));
         tally.layer0.add(cosine(slice(want.attention), slice(got.attention)));
       }
-      const int32_t next = forced[step] - int32_t(kFirstAminoAcid);
+      const int32_t next = forced[step] - kFirstAminoAcid;
       if (next < 0 || next >= int32_t(kAminoAcids)) continue;  // the end, or X and its like
-      const Distribution p = log_softmax(&want.logits[(row + 1) * vocab]);
-      const Distribution q = log_softmax(&got.logits[(row + 1) * vocab]);
+      const AminoAcidDistribution p = at(want, row + 1);
+      const AminoAcidDistribution q = at(got, row + 1);
       tally.mask.add(p, q);
       tally.loss_f32.add(-p[size_t(next)]);
       tally.loss.add(-q[size_t(next)]);
@@ -243,6 +226,41 @@ std::vector<KvQuality> compare(Esm2& model, const KvTables& f32, std::vector<Com
   std::vector<KvQuality> qualities;
   for (size_t i = 0; i < subjects.size(); ++i) qualities.push_back(summarize(subjects[i], model.config(), tallies[i]));
   return qualities;
+}
+
+std::vector<PositionAgreement> compare_positions(Esm2& model, const KvTables& f32, const KvTables& tables,
+                                                 const CompareRecord& record,
+                                                 const std::function<void(double)>& progress) {
+  const CompareOptions options;
+  Comparison comparison(model, options);
+  const Tasks tasks(std::span(&record, 1));
+  const std::vector<int32_t>& forced = tasks.tasks.front().forced;
+  const uint32_t prompt = uint32_t(tasks.tasks.front().prompt.size());
+  std::vector<Step> reference;
+  comparison.run(tasks, f32, [&](uint32_t step, const Step& values) {
+    reference.push_back(values);
+    progress(0.5 * double(step + 1) / tasks.steps);
+  });
+  std::vector<PositionAgreement> positions;
+  comparison.run(tasks, tables, [&](uint32_t step, const Step& values) {
+    progress(0.5 + 0.5 * double(step + 1) / tasks.steps);
+    if (step == 0 || step >= forced.size()) return;  // the first step repeats the prompt's last token
+    const AminoAcidDistribution want = comparison.at(reference[step], 0), got = comparison.at(values, 0);
+    positions.push_back({.position = prompt + step - 1,
+                         .kl = divergence(want, got),
+                         .top_f32 = kFirstAminoAcid + int32_t(most_likely(want)),
+                         .top = kFirstAminoAcid + int32_t(most_likely(got))});
+  });
+  return positions;
+}
+
+LogitAgreement summary(std::span<const PositionAgreement> positions) {
+  RowTally tally;
+  for (const PositionAgreement& p : positions) {
+    tally.kl.add(p.kl);
+    tally.agreed += p.top == p.top_f32;
+  }
+  return tally.summary();
 }
 
 }  // namespace turboesm

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,5 +57,20 @@ CompareSubject uniform_attention(const KvTables& f32);
 std::vector<KvQuality> compare(Esm2& model, const KvTables& f32, std::vector<CompareSubject>& subjects,
                                std::vector<CompareRecord> records, const CompareOptions& options,
                                const std::function<void(double share)>& progress);
+
+// One residue of the second half of a protein, decoded with the f32 cache and with another.
+struct PositionAgreement {
+  uint32_t position = 0;         // 1-based residue
+  double kl = 0;                 // at its row, as LogitAgreement's
+  int32_t top_f32 = 0, top = 0;  // most likely amino acid with either cache, a token
+};
+
+// The same comparison of one protein, position by position; `progress` may throw to end it, as generate()'s.
+std::vector<PositionAgreement> compare_positions(Esm2& model, const KvTables& f32, const KvTables& tables,
+                                                 const CompareRecord& record,
+                                                 const std::function<void(double share)>& progress);
+
+// KvQuality::residue of these.
+LogitAgreement summary(std::span<const PositionAgreement> positions);
 
 }  // namespace turboesm

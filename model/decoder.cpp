@@ -27,7 +27,7 @@ struct Placed {
   uint64_t bytes = 0;
 };
 
-Placed place(const Esm2Config& c, DType dtype, const KvTables& tables, const DecoderOptions& o, Buffer* buffer) {
+Placed place(const Esm2Config& c, DType dtype, const KvPreset& preset, const DecoderOptions& o, Buffer* buffer) {
   const uint64_t B = o.sequences, R = 2 * B, H = c.hidden, capacity = kv_capacity(o.capacity), d = c.head_dim();
   const DType attention = attention_dtype(dtype);
   Placed placed;
@@ -58,8 +58,8 @@ Placed place(const Esm2Config& c, DType dtype, const KvTables& tables, const Dec
   s.log_probability = r.take(B, DType::f32);
   s.candidates = r.take(candidates().size(), DType::i32);
   s.q = r.take(R * H, DType::f32);
-  if (tables.preset.k.side.qjl) s.projected = r.take(R * H, DType::f32);
-  if (tables.preset.k.centre == KvCentre::position_mean) {
+  if (preset.k.side.qjl) s.projected = r.take(R * H, DType::f32);
+  if (preset.k.centre == KvCentre::position_mean) {
     s.position = r.take(R * H, attention);
     s.table = attention == DType::f32 ? t.rope_table : r.take(capacity * d, attention);
     s.bias = r.take(R * c.heads * capacity, DType::f32);
@@ -71,8 +71,8 @@ Placed place(const Esm2Config& c, DType dtype, const KvTables& tables, const Dec
 
 }  // namespace
 
-uint64_t Decoder::bytes(const Esm2Config& config, DType dtype, const KvTables& tables, const DecoderOptions& options) {
-  return place(config, dtype, tables, options, nullptr).bytes;
+uint64_t Decoder::bytes(const Esm2Config& config, DType dtype, const KvPreset& preset, const DecoderOptions& options) {
+  return place(config, dtype, preset, options, nullptr).bytes;
 }
 
 Decoder::Decoder(Esm2& model, const KvTables& tables, const DecoderOptions& options, const RecordOptions& record)
@@ -82,8 +82,8 @@ Decoder::Decoder(Esm2& model, const KvTables& tables, const DecoderOptions& opti
       cache_(model.device(), model.config(), tables, options.sequences, options.capacity) {
   const Esm2Config& config = model.config();
   const DType dtype = model.weights().dtype();
-  workspace_ = device_->allocate(bytes(config, dtype, tables, options), MemoryLabel::activations);
-  Placed placed = place(config, dtype, tables, options, workspace_.get());
+  workspace_ = device_->allocate(bytes(config, dtype, tables.preset, options), MemoryLabel::activations);
+  Placed placed = place(config, dtype, tables.preset, options, workspace_.get());
   forward_ = placed.forward;
   decode_ = placed.decode;
 

@@ -53,7 +53,7 @@ class Decoder {
   Decoder(Esm2& model, const KvTables& tables, const DecoderOptions& options, const RecordOptions& record = {});
 
   // Device memory of the steps, beside the model's and the cache's.
-  static uint64_t bytes(const Esm2Config& config, DType dtype, const KvTables& tables, const DecoderOptions& options);
+  static uint64_t bytes(const Esm2Config& config, DType dtype, const KvPreset& preset, const DecoderOptions& options);
 
   // Fills the cache from the prompts, in batches of at most max_tokens, and sets every sequence to its start. There are
   // at most options.sequences tasks. Errors: usage for an empty prompt or a limit beyond the capacity.

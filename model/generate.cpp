@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "model/tokenizer.h"
 #include "runtime/error.h"
@@ -26,9 +27,55 @@ GeneratedProtein protein_of(std::span<const int32_t> tokens, size_t prompt, floa
   return protein;
 }
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+// Follows a decoder for those who want to see each step.
+class StepReporter {
+ public:
+  StepReporter(Decoder& decoder, const Esm2Config& config, const DecodeTask& task, uint32_t first, uint32_t count)
+      : decoder_(decoder), vocab_(config.vocab), logits_(2ull * count * config.vocab) {
+    step_.first = first;
+    step_.prompt.assign(count, uint32_t(task.prompt.size()));
+    step_.tokens.assign(count, task.prompt);
+    step_.last.resize(count);
+    step_.cache_bytes = kv_cache_bytes(decoder.cache().format(), config, count, decoder.cache().capacity());
+    step_.cached_tokens = uint64_t(count) * task.prompt.size();
+    step_.cache_capacity = uint64_t(count) * decoder.cache().capacity();
+  }
+
+  // After a step that was waited for.
+  void update() {
+    const std::vector<std::vector<int32_t>> tokens = decoder_.tokens();
+    decoder_.download_logits(logits_);
+    step_.cached_tokens = 0;
+    for (size_t b = 0; b < tokens.size(); ++b) {
+      const size_t row = 2 * b + 1;  // the <mask> behind the residues
+      if (tokens[b].size() > step_.tokens[b].size())
+        step_.last[b] = amino_acid_distribution(std::span(logits_).subspan(row * vocab_, vocab_));
+      step_.cached_tokens += tokens[b].size() - 1;  // the last one goes in with the next step
+    }
+    step_.tokens = tokens;
+  }
+
+  const GenerateStep& step() {
+    step_.seconds = seconds_since(begin_);
+    return step_;
+  }
+
+ private:
+  Decoder& decoder_;
+  size_t vocab_;
+  std::vector<float> logits_;
+  GenerateStep step_;
+  Clock::time_point begin_ = Clock::now();
+};
+
 // Proteins `first` to `first + count`, decoded together.
 void decode(Esm2& model, const KvTables& tables, const GenerateOptions& o, uint32_t first, uint32_t count,
-            GenerateReport& report, const std::function<void(const GenerateProgress&)>& progress) {
+            GenerateReport& report, const std::function<void(const GenerateProgress&)>& progress,
+            const std::function<void(const GenerateStep&)>& on_step) {
   DecodeTask task;
   task.prompt.push_back(Tokenizer::kCls);
   task.prompt.insert(task.prompt.end(), o.prompt.begin(), o.prompt.end());
@@ -42,13 +89,21 @@ void decode(Esm2& model, const KvTables& tables, const GenerateOptions& o, uint3
                    .first_stream = first});
   decoder.start(std::vector<DecodeTask>(count, task), o.max_tokens);
   const uint32_t steps = task.limit - uint32_t(task.prompt.size());
+  std::optional<StepReporter> reporter;
+  if (on_step) on_step(reporter.emplace(decoder, model.config(), task, first, count).step());
   Ticket last = 0;
   for (uint32_t step = 0; step < steps; ++step) {
     last = decoder.submit();
     ++report.steps;
+    if (reporter) {
+      decoder.wait(last);
+      reporter->update();
+      on_step(reporter->step());
+    }
     if ((step + 1) % kStepsBetweenLooks != 0) continue;
+    const bool active = decoder.any_active();
     check_interrupted();
-    if (!decoder.any_active()) break;
+    if (!active) break;
     progress({GenerateProgress::Stage::decoding, (first + count * double(step + 1) / steps) / o.count});
   }
   decoder.wait(last);
@@ -91,22 +146,22 @@ double pseudo_perplexity(Esm2& model, std::span<const int32_t> residues, uint32_
 }
 
 GenerateReport generate(Esm2& model, const KvTables& tables, const GenerateOptions& options,
-                        const std::function<void(const GenerateProgress&)>& progress) {
-  using Clock = std::chrono::steady_clock;
+                        const std::function<void(const GenerateProgress&)>& progress,
+                        const std::function<void(const GenerateStep&)>& step) {
   GenerateReport report;
   report.at_once = options.count;
   const Clock::time_point begin = Clock::now();
   for (uint32_t first = 0; first < options.count;) {
     const uint32_t count = std::min(report.at_once, options.count - first);
     try {
-      decode(model, tables, options, first, count, report, progress);
+      decode(model, tables, options, first, count, report, progress, step);
       first += count;
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::out_of_memory || count == 1) throw;
       report.at_once = (count + 1) / 2;
     }
   }
-  report.decode_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  report.decode_seconds = seconds_since(begin);
   report.cache_bytes = kv_cache_bytes(tables.preset.format(), model.config(), report.at_once, options.length + 1);
   for (size_t i = 0; options.pseudo_perplexity && i < report.proteins.size(); ++i) {
     GeneratedProtein& protein = report.proteins[i];

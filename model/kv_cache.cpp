@@ -35,6 +35,12 @@ KvLayer place(const KvLayerTables& tables, Region& region) {
   return layer;
 }
 
+uint64_t bytes_of(const KvTables& tables) {
+  Region region;
+  for (const KvLayerTables& layer : tables.layers) place(layer, region);
+  return region.size();
+}
+
 }  // namespace
 
 KvCache::KvCache(Device& device, const Esm2Config& config, const KvTables& tables, uint32_t sequences,
@@ -47,7 +53,7 @@ KvCache::KvCache(Device& device, const Esm2Config& config, const KvTables& table
                 "sequences",
                 tables.preset.name, sequences_, capacity_, layer_bytes);
   Buffer* shared = nullptr;
-  if (const uint64_t size = table_bytes(config, tables)) {
+  if (const uint64_t size = bytes_of(tables)) {
     buffers_.push_back(device.allocate(size, MemoryLabel::weights));
     shared = buffers_.back().get();
   }
@@ -66,10 +72,10 @@ KvCache::KvCache(Device& device, const Esm2Config& config, const KvTables& table
   }
 }
 
-uint64_t KvCache::table_bytes(const Esm2Config& config, const KvTables& tables) {
+uint64_t KvCache::table_bytes(const Esm2Config& config, const KvPreset& preset) {
   Region region;
-  for (const KvLayerTables& layer : tables.layers) place(layer, region);
-  return region.size() * (tables.shared ? 1 : config.layers / tables.layers.size());
+  for (const uint64_t values : kv_table_sizes(preset, config.heads, config.head_dim())) region.take(values, DType::f32);
+  return region.size() * (preset.needs_calibration() ? config.layers : 1);
 }
 
 Tensor KvCache::rows(uint32_t layer, uint32_t first, uint32_t count) const {

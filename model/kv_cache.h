@@ -25,9 +25,9 @@ class KvCache {
   // larger than an operation can index.
   KvCache(Device& device, const Esm2Config& config, const KvTables& tables, uint32_t sequences, uint32_t capacity);
 
-  // Device memory of a preset's tables, exactly as the constructor allocates it; kv_cache_bytes() is that of the codes.
-  // `tables` may hold one layer's alone where all are alike in size.
-  static uint64_t table_bytes(const Esm2Config& config, const KvTables& tables);
+  // Device memory of the tables that make_kv_tables() makes of a preset, exactly as the constructor allocates it;
+  // kv_cache_bytes() is that of the codes.
+  static uint64_t table_bytes(const Esm2Config& config, const KvPreset& preset);
 
   const KvFormat& format() const { return format_; }
   uint32_t sequences() const { return sequences_; }

@@ -123,6 +123,9 @@ struct KvTables {
   const KvLayerTables& of(uint32_t layer) const { return layers[shared ? 0 : layer]; }
 };
 
+// Values of each table that a layer of this preset has, from the preset alone.
+std::vector<uint64_t> kv_table_sizes(const KvPreset& preset, uint64_t heads, uint64_t head_dim);
+
 // Fits the k-means codebooks of a preset that the statistics, which have samples, lack. Errors as make_kv_tables.
 void fit_kv_codebooks(KvStatistics& statistics, const KvPreset& preset, const OutputWeights& output_weights);
 

@@ -184,4 +184,14 @@ KvStatistics load_kv_statistics(const std::filesystem::path& path, const Esm2Con
   return statistics;
 }
 
+std::filesystem::path default_calibration_file(const std::filesystem::path& model_directory) {
+  return model_directory / "model.kv.safetensors";
+}
+
+KvTables KvTableMaker::operator()(const KvPreset& preset) {
+  const Esm2Config& config = checkpoint_->config();
+  if (preset.needs_calibration() && !statistics_) statistics_ = load_kv_statistics(file_, config, checkpoint_->hash());
+  return make_kv_tables(preset, config, statistics_ ? &*statistics_ : nullptr, checkpoint_output_weights(*checkpoint_));
+}
+
 }  // namespace turboesm

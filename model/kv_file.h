@@ -1,7 +1,9 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string_view>
+#include <utility>
 
 #include "model/config.h"
 #include "model/kv_calibration.h"
@@ -22,5 +24,24 @@ void save_kv_statistics(const KvStatistics& statistics, const std::filesystem::p
 // wrong: no such file, another version, made for another model, a tensor missing, misshapen or not finite.
 KvStatistics load_kv_statistics(const std::filesystem::path& path, const Esm2Config& config,
                                 std::string_view model_hash);
+
+// The calibration that a model's own folder holds.
+std::filesystem::path default_calibration_file(const std::filesystem::path& model_directory);
+
+// Makes the tables of presets for one model; reads the calibration file when the first preset that needs it comes, and
+// the model's hash with it. The checkpoint must outlive it.
+class KvTableMaker {
+ public:
+  KvTableMaker(std::filesystem::path calibration_file, const Checkpoint& checkpoint)
+      : file_(std::move(calibration_file)), checkpoint_(&checkpoint) {}
+
+  // Errors: as load_kv_statistics and make_kv_tables.
+  KvTables operator()(const KvPreset& preset);
+
+ private:
+  std::filesystem::path file_;
+  const Checkpoint* checkpoint_;
+  std::optional<KvStatistics> statistics_;
+};
 
 }  // namespace turboesm

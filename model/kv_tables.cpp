@@ -320,6 +320,22 @@ OutputWeights checkpoint_output_weights(const Checkpoint& checkpoint) {
   };
 }
 
+std::vector<uint64_t> kv_table_sizes(const KvPreset& preset, uint64_t heads, uint64_t head_dim) {
+  const uint64_t square = head_dim * head_dim;
+  std::vector<uint64_t> sizes;
+  for (const KvSideRecipe* recipe : {&preset.k, &preset.v}) {
+    if (recipe->centre != KvCentre::none) sizes.push_back(heads * head_dim);
+    if (recipe->centre == KvCentre::position_mean) sizes.push_back(heads * head_dim);
+    const bool calibrated = transform_is_calibrated(*recipe);
+    if (calibrated || recipe->transform != KvTransform::none)
+      sizes.insert(sizes.end(), 2, (calibrated ? heads : 1) * square);  // there and back
+    if (recipe->side.has_codebook())
+      sizes.push_back((recipe->centroids == KvCentroids::kmeans ? heads : 1) * recipe->side.codebook_size());
+    if (recipe->side.qjl) sizes.push_back(square);
+  }
+  return sizes;
+}
+
 void fit_kv_codebooks(KvStatistics& statistics, const KvPreset& preset, const OutputWeights& output_weights) {
   cpu::ThreadPool threads(0);
   for (uint32_t l = 0; l < statistics.layers.size(); ++l)

@@ -39,8 +39,10 @@ uint64_t staging_bytes(const Esm2Config& config, DType dtype, const BatchShape& 
 
 }  // namespace
 
+ForwardOptions plan_options(const Esm2Config& config) { return {.layers = {config.layers}, .means = true}; }
+
 MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& shape, const ForwardOptions& options,
-                       const DeviceInfo& device, const KvTables* kv) {
+                       const DeviceInfo& device, const KvPreset* kv) {
   using R = WorkspaceSizes;
   const WorkspaceSizes sizes = R::lay_out(config, dtype, shape, options);
   const auto activations = [&](const char* what, R::Region region) {
@@ -64,29 +66,55 @@ MemoryPlan plan_memory(const Esm2Config& config, DType dtype, const BatchShape& 
     if (row.bytes) plan.rows.push_back(std::move(row));
   if (!kv) return plan;
   const DecoderOptions decoder{.sequences = shape.sequences, .capacity = shape.max_length};
-  plan.rows.push_back({fmt::format("KV cache, {}", kv->preset.name), MemoryLabel::kv,
-                       kv_cache_bytes(kv->preset.format(), config, shape.sequences, shape.max_length)});
+  plan.rows.push_back({fmt::format("KV cache, {}", kv->name), MemoryLabel::kv,
+                       kv_cache_bytes(kv->format(), config, shape.sequences, shape.max_length)});
   plan.rows.push_back({"the cache's tables", MemoryLabel::weights, KvCache::table_bytes(config, *kv)});
   plan.rows.push_back({"decoding step", MemoryLabel::activations, Decoder::bytes(config, dtype, *kv, decoder)});
   return plan;
 }
 
-uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
-                   const DeviceInfo& device, uint64_t budget, const KvTables* kv) {
-  // What an operation can index and a grid can span limits it as well.
-  const uint64_t widest = std::max<uint64_t>({3ull * config.hidden, config.intermediate, config.vocab});
-  const uint64_t tokens = std::numeric_limits<int32_t>::max() / widest;
-  if (options.contacts && uint64_t(config.heads) * length * length > uint64_t(std::numeric_limits<int32_t>::max()))
-    return 0;
-  const auto fits = [&](uint32_t sequences) {
-    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device, kv).total() <= budget;
-  };
-  uint32_t low = 0, high = uint32_t(std::min<uint64_t>(tokens / length, 65535)) + 1;
+namespace {
+
+// Tokens of a batch that an operation can index.
+uint64_t max_tokens(const Esm2Config& config) {
+  return std::numeric_limits<int32_t>::max() /
+         std::max<uint64_t>({3ull * config.hidden, config.intermediate, config.vocab});
+}
+
+bool contacts_fit(const Esm2Config& config, const ForwardOptions& options, uint32_t length) {
+  return !options.contacts || uint64_t(config.heads) * length * length <= uint64_t(std::numeric_limits<int32_t>::max());
+}
+
+// The largest value in [low, high) that fits, all smaller ones fitting too; `low` is taken to fit.
+template <class Fits>
+uint32_t largest_that(uint32_t low, uint32_t high, Fits&& fits) {
   while (high - low > 1) {
     const uint32_t middle = low + (high - low) / 2;
     (fits(middle) ? low : high) = middle;
   }
   return low;
+}
+
+}  // namespace
+
+uint32_t max_batch(const Esm2Config& config, DType dtype, uint32_t length, const ForwardOptions& options,
+                   const DeviceInfo& device, uint64_t budget, const KvPreset* kv) {
+  if (!contacts_fit(config, options, length)) return 0;
+  // What an operation can index and a grid can span limits it as well.
+  const uint32_t most = uint32_t(std::min<uint64_t>(max_tokens(config) / length, 65535));
+  return largest_that(0, most + 1, [&](uint32_t sequences) {
+    return plan_memory(config, dtype, BatchShape::uniform(sequences, length), options, device, kv).total() <= budget;
+  });
+}
+
+uint32_t max_length(const Esm2Config& config, DType dtype, uint32_t batch, const ForwardOptions& options,
+                    const DeviceInfo& device, uint64_t budget, const KvPreset* kv, uint32_t longest) {
+  const uint32_t most = uint32_t(std::min<uint64_t>(max_tokens(config) / batch, longest));
+  const uint32_t length = largest_that(1, std::max(most, 1u) + 1, [&](uint32_t tokens) {
+    return contacts_fit(config, options, tokens) &&
+           plan_memory(config, dtype, BatchShape::uniform(batch, tokens), options, device, kv).total() <= budget;
+  });
+  return length < 2 ? 0 : length;
 }
 
 }  // namespace turboesm

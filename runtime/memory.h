@@ -25,6 +25,15 @@ struct MemoryReport {
   uint64_t budget_bytes = 0;  // what the driver lets this process have now; 0: it does not say
   uint64_t driver_bytes = 0;  // what the driver says this process has; 0: it does not say
 
+  // What this program may have of the device: the driver's word where there is one.
+  uint64_t limit_bytes() const { return budget_bytes ? budget_bytes : device_bytes; }
+  // What the driver counts beyond our allocations: its own tables, pipelines, what blocks of memory hold unused.
+  uint64_t other_bytes() const { return driver_bytes > total.bytes ? driver_bytes - total.bytes : 0; }
+  uint64_t free_bytes() const {
+    const uint64_t used = total.bytes + other_bytes();
+    return limit_bytes() > used ? limit_bytes() - used : 0;
+  }
+
   const MemoryUse& operator[](MemoryLabel label) const { return by_label[uint32_t(label)]; }
 };
 

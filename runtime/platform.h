@@ -61,6 +61,9 @@ std::filesystem::path executable_path();
 // when the user has no home.
 std::filesystem::path user_cache_dir();
 
+// This program's folder for what the user chose ("~/.config/turboesm" on Linux); otherwise as user_cache_dir().
+std::filesystem::path user_config_dir();
+
 // Whether a C file descriptor (0 stdin, 1 stdout, 2 stderr) is an interactive terminal.
 bool is_terminal(int fd);
 

@@ -117,22 +117,30 @@ fs::path executable_path() {
 #endif
 }
 
-fs::path user_cache_dir() {
-  const auto from_home = [](const char* home) -> fs::path {
-    if (!home || !*home) return {};
-#ifdef __APPLE__
-    return fs::path(home) / "Library" / "Caches" / "turboesm";
-#else
-    return fs::path(home) / ".cache" / "turboesm";
-#endif
-  };
-  // The XDG base directory specification asks for relative values to be ignored.
-  const char* xdg = std::getenv("XDG_CACHE_HOME");
+namespace {
+
+// The folder of this program below one of the user's own: that which the XDG base directory specification's variable
+// names, which asks for relative values to be ignored, else `below_home`.
+fs::path user_dir(const char* variable, const fs::path& below_home) {
+  const char* xdg = std::getenv(variable);
   if (xdg && *xdg == '/') return fs::path(xdg) / "turboesm";
-  if (fs::path path = from_home(std::getenv("HOME")); !path.empty()) return path;
-  const passwd* user = ::getpwuid(::getuid());
-  return from_home(user ? user->pw_dir : nullptr);
+  const char* home = std::getenv("HOME");
+  if (!home || !*home) {
+    const passwd* user = ::getpwuid(::getuid());
+    home = user ? user->pw_dir : nullptr;
+  }
+  return home && *home ? fs::path(home) / below_home / "turboesm" : fs::path();
 }
+
+}  // namespace
+
+#ifdef __APPLE__
+fs::path user_cache_dir() { return user_dir("XDG_CACHE_HOME", "Library/Caches"); }
+fs::path user_config_dir() { return user_dir("XDG_CONFIG_HOME", "Library/Application Support"); }
+#else
+fs::path user_cache_dir() { return user_dir("XDG_CACHE_HOME", ".cache"); }
+fs::path user_config_dir() { return user_dir("XDG_CONFIG_HOME", ".config"); }
+#endif
 
 bool is_terminal(int fd) { return ::isatty(fd) == 1; }
 

@@ -93,6 +93,11 @@ fs::path user_cache_dir() {
   return local && *local ? fs::path(local) / "turboesm" / "cache" : fs::path();
 }
 
+fs::path user_config_dir() {
+  const wchar_t* roaming = ::_wgetenv(L"APPDATA");
+  return roaming && *roaming ? fs::path(roaming) / "turboesm" : fs::path();
+}
+
 bool is_terminal(int fd) { return ::_isatty(fd) != 0; }
 
 int terminal_width() {

@@ -71,6 +71,9 @@ find_missing_packages() {
   need libeigen3-dev have_header eigen3/Eigen/Core
   need libminizip-dev have_header minizip/zip.h
   need zlib1g-dev have_header zlib.h
+  need libglfw3-dev have_header GLFW/glfw3.h
+  need libimgui-dev have_header imgui/imgui.h
+  need fonts-dejavu-core have_file '/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf'
   need libvulkan1 have_vulkan_loader
   need mesa-vulkan-drivers have_vulkan_driver
   if [[ $with_tests == yes ]]; then
@@ -78,6 +81,7 @@ find_missing_packages() {
     need catch2 have_header catch2/catch_session.hpp
     need vulkan-validationlayers have_file '/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json'
     need spirv-cross have spirv-cross
+    need xvfb have Xvfb
     have_spirv_val || need python3-pip python3 -m pip --version >/dev/null 2>&1
   fi
 }

@@ -26,8 +26,11 @@ int main(int argc, char** argv) {
   turboesm::TestOptions& options = turboesm::mutable_options();
   const auto test_program = turboesm::executable_path();
   options.source_dir = TURBOESM_SOURCE_DIR;
-  options.turboesm_binary =
-      (test_program.parent_path() / "turboesm").replace_extension(test_program.extension()).string();
+  const auto beside = [&](const char* name) {
+    return (test_program.parent_path() / name).replace_extension(test_program.extension()).string();
+  };
+  options.turboesm_binary = beside("turboesm");
+  options.desktop_binary = beside("turboesm-desktop");
 
   Catch::Session session;
   bool no_validation = false, no_large = false;
@@ -40,6 +43,7 @@ int main(int argc, char** argv) {
               Opt(options.arbitrary_products)["--arbitrary-products"](
                   "CUDA: compute products in arbitrary ways rather than the fastest") |
               Opt(options.turboesm_binary, "FILE")["--binary"]("the turboesm program that the cli tests run") |
+              Opt(options.desktop_binary, "FILE")["--desktop-binary"]("the turboesm-desktop that its tests run") |
               Opt(source_dir, "DIR")["--source-dir"]("the project's root, for fixtures and the default model"));
   if (const int status = session.applyCommandLine(argc, argv); status != 0) return status;
   options.every = std::max(options.every, 1u);

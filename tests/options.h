@@ -13,6 +13,7 @@ struct TestOptions {
   uint32_t every = 1;                // --every N: only every Nth conformance case, as for a sanitizer
   bool arbitrary_products = false;   // --arbitrary-products: DeviceOptions::arbitrary_products
   std::string turboesm_binary;       // --binary FILE: the program under test; default: beside the test program
+  std::string desktop_binary;        // --desktop-binary FILE: turboesm-desktop; default: beside the test program
   std::filesystem::path source_dir;  // --source-dir DIR: the project's root; default: where it was configured
 };
 

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "runtime/error.h"
+#include "runtime/files.h"
 #include "runtime/platform.h"
 #include "runtime/registry.h"
 
@@ -59,8 +60,7 @@ void Common::add_usual(CLI::App& app) {
 }
 
 std::filesystem::path Common::model_directory() const {
-  if (!model.empty()) return model;
-  return executable_path().parent_path().parent_path() / "share" / "turboesm" / "models" / "swissprot_t8_14M";
+  return model.empty() ? default_model_directory() : std::filesystem::path(model);
 }
 
 DType Common::parsed_dtype() const { return dtype == kTf32 ? DType::f32 : *parse_dtype(dtype); }
@@ -104,39 +104,7 @@ void write_text(const std::string& name, const std::string& text) {
     std::fputs(text.c_str(), stdout);
     return;
   }
-  const std::filesystem::path aside = unique_sibling(name);
-  std::ofstream file(aside, std::ios::binary);
-  file << text;
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(aside, name, error);
-  if (!file || error) {
-    std::error_code ignored;
-    std::filesystem::remove(aside, ignored);
-    throw_error(ErrorKind::input, "{}: cannot be written", name);
-  }
-}
-
-std::string format_bytes(uint64_t bytes) {
-  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = double(bytes);
-  int unit = 0;
-  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.{}f} {}", value, value < 100 ? 1 : 0, units[unit]);
-}
-
-std::string format_count(double count) {
-  const char* units[] = {"", " k", " M", " G", " T"};
-  int unit = 0;
-  for (; count >= 1000 && unit < 4; ++unit) count /= 1000;
-  return fmt::format("{:.{}f}{}", count, unit == 0 ? 0 : count < 10 ? 2 : count < 100 ? 1 : 0, units[unit]);
-}
-
-std::string format_duration(double seconds) {
-  const uint64_t s = uint64_t(seconds + 0.5);
-  if (s < 60) return fmt::format("{} s", s);
-  if (s < 3600) return fmt::format("{} min {:02} s", s / 60, s % 60);
-  return fmt::format("{} h {:02} min", s / 3600, s / 60 % 60);
+  write_file(name, text);
 }
 
 void print_table(const std::vector<std::vector<std::string>>& rows) {

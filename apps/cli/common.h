@@ -11,6 +11,7 @@
 #include "model/checkpoint.h"
 #include "model/profile.h"
 #include "runtime/backend.h"
+#include "runtime/format.h"
 
 namespace turboesm::cli {
 
@@ -51,11 +52,6 @@ std::string check_output_file(const std::string& name);
 
 // Writes to standard output ("-") or to a file: aside first, then under its name.
 void write_text(const std::string& name, const std::string& text);
-
-// "1.5 GiB", "312 KiB"; "12.3 k", "4.56 M"; "1 h 02 min", "3 min 20 s", "4 s".
-std::string format_bytes(uint64_t bytes);
-std::string format_count(double count);
-std::string format_duration(double seconds);
 
 // Columns padded to their widest cell; the first left-aligned, the others right-aligned.
 void print_table(const std::vector<std::vector<std::string>>& rows);

@@ -7,6 +7,7 @@
 #include "apps/cli/progress.h"
 #include "model/compare.h"
 #include "model/fasta.h"
+#include "model/kv_file.h"
 #include "runtime/error.h"
 
 namespace turboesm::cli {
@@ -91,7 +92,7 @@ void run(Options& o) {
   const std::vector<KvPreset> presets = presets_of(o);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   std::vector<CompareRecord> records = records_of(o, checkpoint);
-  KvTableMaker make(o.kv, o.common, checkpoint);
+  KvTableMaker make(o.kv.calibration_file(o.common), checkpoint);
   const KvTables f32 = make(parse_kv_preset("f32"));
   std::vector<CompareSubject> subjects;
   for (const KvPreset& preset : presets) subjects.push_back({preset.name, make(preset)});

@@ -7,6 +7,7 @@
 #include "apps/cli/kv_options.h"
 #include "apps/cli/progress.h"
 #include "model/generate.h"
+#include "model/kv_file.h"
 #include "model/tokenizer.h"
 #include "runtime/error.h"
 #include "runtime/platform.h"
@@ -84,7 +85,7 @@ void run(Options& o) {
   o.generate.pseudo_perplexity = !o.no_pseudo_perplexity;
   check(o);
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
-  const KvTables tables = KvTableMaker(o.kv, o.common, checkpoint)(preset);
+  const KvTables tables = KvTableMaker(o.kv.calibration_file(o.common), checkpoint)(preset);
   const std::unique_ptr<Device> device = o.common.open();
   Esm2 model(*device, Esm2Weights::load(*device, checkpoint, o.common.parsed_dtype()));
   GenerateReport report;

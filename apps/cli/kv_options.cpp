@@ -1,7 +1,5 @@
 #include "apps/cli/kv_options.h"
 
-#include <fmt/format.h>
-
 #include "model/kv_file.h"
 
 namespace turboesm::cli {
@@ -13,16 +11,7 @@ void KvOptions::add_calibration(CLI::App& app) {
 }
 
 std::filesystem::path KvOptions::calibration_file(const Common& common) const {
-  return calibration.empty() ? common.model_directory() / "model.kv.safetensors" : std::filesystem::path(calibration);
-}
-
-KvTableMaker::KvTableMaker(const KvOptions& options, const Common& common, const Checkpoint& checkpoint)
-    : file_(options.calibration_file(common)), checkpoint_(checkpoint) {}
-
-KvTables KvTableMaker::operator()(const KvPreset& preset) {
-  const Esm2Config& config = checkpoint_.config();
-  if (preset.needs_calibration() && !statistics_) statistics_ = load_kv_statistics(file_, config, checkpoint_.hash());
-  return make_kv_tables(preset, config, statistics_ ? &*statistics_ : nullptr, checkpoint_output_weights(checkpoint_));
+  return calibration.empty() ? default_calibration_file(common.model_directory()) : std::filesystem::path(calibration);
 }
 
 }  // namespace turboesm::cli

@@ -1,11 +1,9 @@
 #pragma once
 
-#include <functional>
-#include <optional>
+#include <filesystem>
 #include <string>
 
 #include "apps/cli/common.h"
-#include "model/kv_calibration.h"
 
 namespace turboesm::cli {
 
@@ -15,19 +13,6 @@ struct KvOptions {
 
   void add_calibration(CLI::App& app);
   std::filesystem::path calibration_file(const Common& common) const;
-};
-
-// Makes the tables of presets for one model; reads the calibration file when the first preset that needs it comes, and
-// the model's hash with it.
-class KvTableMaker {
- public:
-  KvTableMaker(const KvOptions& options, const Common& common, const Checkpoint& checkpoint);
-  KvTables operator()(const KvPreset& preset);
-
- private:
-  std::filesystem::path file_;
-  const Checkpoint& checkpoint_;
-  std::optional<KvStatistics> statistics_;
 };
 
 }  // namespace turboesm::cli

@@ -4,7 +4,6 @@
 
 #include "apps/cli/commands.h"
 #include "apps/cli/common.h"
-#include "model/bench.h"
 #include "model/plan.h"
 
 namespace turboesm::cli {
@@ -19,9 +18,7 @@ struct Options {
 };
 
 ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
-  ForwardOptions forward;
-  forward.layers = {config.layers};
-  forward.means = true;
+  ForwardOptions forward = plan_options(config);
   for (const std::string& what : o.include) {
     if (what == "residues" || what == "bos") forward.hidden = true;
     if (what == "logits") forward.logits = true;
@@ -30,26 +27,18 @@ ForwardOptions forward_options(const Options& o, const Esm2Config& config) {
   return forward;
 }
 
-// Tables of the right sizes; what is in them does not matter here.
-std::optional<KvTables> kv_sizes(const Options& o, Esm2Config config) {
-  if (o.kv.empty()) return std::nullopt;
-  config.layers = 1;
-  return random_kv_tables(parse_kv_preset(o.kv), config);
-}
-
 void run(const Options& o) {
   check_batch(o.batch, o.length);
   const Esm2Config config = o.common.config_of(o.size);
   const DType dtype = o.common.parsed_dtype();
   const std::unique_ptr<Device> device = o.common.open();
-  const MemoryReport memory = device->memory();
   const ForwardOptions forward = forward_options(o, config);
-  const std::optional<KvTables> kv = kv_sizes(o, config);
-  const KvTables* tables = kv ? &*kv : nullptr;
+  const std::optional<KvPreset> kv = o.kv.empty() ? std::nullopt : std::optional(parse_kv_preset(o.kv));
+  const KvPreset* preset = kv ? &*kv : nullptr;
   const MemoryPlan plan =
-      plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, device->info(), tables);
-  const uint64_t budget = memory.budget_bytes ? memory.budget_bytes : memory.device_bytes;
-  const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget, tables);
+      plan_memory(config, dtype, BatchShape::uniform(o.batch, o.length), forward, device->info(), preset);
+  const uint64_t budget = device->memory().limit_bytes();
+  const uint32_t most = max_batch(config, dtype, o.length, forward, device->info(), budget, preset);
 
   nlohmann::json json{{"parameters", config.parameter_count()},
                       {"dtype", o.common.dtype},

@@ -136,7 +136,8 @@ MemoryReport Memory::report() const {
   if (physical_.abilities.memory_budget) {
     const VmaBudget now = budget();
     report.budget_bytes = now.budget;
-    if (!physical_.traits.software) report.driver_bytes = now.usage;  // Mesa's counts all programs' memory
+    if (!physical_.traits.software)  // Mesa's counts all programs' memory
+      report.driver_bytes = std::min<uint64_t>(now.usage, physical_.info.memory_bytes);
   }
   return report;
 }

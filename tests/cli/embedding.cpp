@@ -74,11 +74,12 @@ void check_equal(const SafetensorsFile& actual, const SafetensorsFile& expected)
   }
 }
 
-void check_refusal(const ProcessResult& result, int exit_code, std::initializer_list<std::string_view> parts) {
+void check_refusal(const ProcessResult& result, int exit_code, std::initializer_list<std::string_view> parts,
+                   std::string_view program) {
   INFO("standard error: " << result.err);
   CHECK(result.exit_code == exit_code);
   CHECK(result.out.empty());
-  CHECK(result.err.starts_with("turboesm: "));
+  CHECK(result.err.starts_with(std::string(program) + ": "));
   CHECK(std::ranges::count(result.err, '\n') == 1);
   CHECK(result.err.ends_with('\n'));
   for (std::string_view part : parts) {

@@ -52,8 +52,9 @@ double relative_error(std::span<const float> actual, std::span<const float> expe
 void check_equal(const SafetensorsFile& actual, const SafetensorsFile& expected);
 
 // The program ended with `exit_code`, wrote nothing to standard output, and standard error is the one line
-// "turboesm: ..." with all of `parts` in it.
-void check_refusal(const ProcessResult& result, int exit_code, std::initializer_list<std::string_view> parts);
+// "turboesm: ..." (the program's name) with all of `parts` in it.
+void check_refusal(const ProcessResult& result, int exit_code, std::initializer_list<std::string_view> parts,
+                   std::string_view program = "turboesm");
 
 // `embed --quiet` of `input` is refused with check_refusal() and leaves nothing in the output's folder.
 void check_embed_refused(const std::filesystem::path& input, const std::filesystem::path& model, int exit_code,

@@ -131,8 +131,8 @@ TEST_CASE("a decoder's memory is what its plan says", "[golden]") {
   const Decoder decoder(model, tables, options);
   CHECK(decoder.cache().capacity() == 128);
   CHECK(bytes(MemoryLabel::kv) == kv_cache_bytes(tables.preset.format(), config, 3, 100));
-  CHECK(bytes(MemoryLabel::weights) - weights == KvCache::table_bytes(config, tables));
-  CHECK(bytes(MemoryLabel::activations) - activations == Decoder::bytes(config, DType::f32, tables, options));
+  CHECK(bytes(MemoryLabel::weights) - weights == KvCache::table_bytes(config, tables.preset));
+  CHECK(bytes(MemoryLabel::activations) - activations == Decoder::bytes(config, DType::f32, tables.preset, options));
 }
 
 }  // namespace

@@ -59,4 +59,23 @@ TEST_CASE("memory labels have names", "[unit]") {
   CHECK(name_of(MemoryLabel::staging) == "staging");
 }
 
+TEST_CASE("what is free is never negative, whatever a driver says", "[unit][memory]") {
+  MemoryReport report;
+  report.device_bytes = 100;
+  report.total.bytes = 30;
+  CHECK(report.limit_bytes() == 100);  // no word of the driver
+  CHECK(report.other_bytes() == 0);
+  CHECK(report.free_bytes() == 70);
+  report.budget_bytes = 80;
+  report.driver_bytes = 45;
+  CHECK(report.limit_bytes() == 80);
+  CHECK(report.other_bytes() == 15);
+  CHECK(report.free_bytes() == 35);
+  report.driver_bytes = 7;  // less than we have
+  CHECK(report.other_bytes() == 0);
+  CHECK(report.free_bytes() == 50);
+  report.driver_bytes = 500;  // more than there is
+  CHECK(report.free_bytes() == 0);
+}
+
 }  // namespace turboesm

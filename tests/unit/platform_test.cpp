@@ -44,6 +44,11 @@ TEST_CASE("the program finds itself", "[unit][platform]") {
   CHECK(executable_path().is_absolute());
 }
 
+TEST_CASE("what the user chose is kept apart from what can be made again", "[unit][platform]") {
+  CHECK(user_config_dir() != user_cache_dir());
+  CHECK(user_config_dir().is_absolute());
+}
+
 TEST_CASE("unique siblings lie beside the file and differ", "[unit][platform]") {
   const test::TemporaryFolder folder;
   const auto a = unique_sibling(folder / std::string(255, 'n'));
