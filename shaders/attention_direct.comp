@@ -6,8 +6,8 @@
 //   A row of a head is a multiple of 8 LANES bytes; q is already scaled.
 //
 // A workgroup is one subgroup. It takes QUERIES queries of one head and sequence (grid: query blocks, heads, sequences)
-// and walks over the sequence's keys in blocks of KEYS x LANES. Of the scores an invocation keeps those of its own keys,
-// of the sum over values those of its own dimensions; what belongs to another lane comes by broadcast. A query's
+// and walks over the sequence's keys in blocks of KEYS x LANES. Of the scores an invocation keeps those of its own
+// keys, of the sum over values those of its own dimensions; what belongs to another lane comes by broadcast. A query's
 // arithmetic depends on head_dim and its sequence alone, so its result does not depend on the batch.
 #extension GL_GOOGLE_include_directive : require
 #include "dtype.glsl"

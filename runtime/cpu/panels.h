@@ -70,8 +70,8 @@ inline void multiply_rows(const float* x, uint64_t x_stride, const float* panel,
     for (int v = 0; v < kPanelVectors; ++v) store_vector(sums + uint64_t(r) * sums_stride + v * kVector, sum[r][v]);
 }
 
-// The same for any number of rows up to kBlockRows, and for `panels` panels, one behind the other in memory and their
-// results side by side.
+// The same for any number of rows up to kBlockRows, and for `panel_count` panels, one behind the other in memory and
+// their results side by side.
 template <class Multiply>
 inline void multiply_block(const float* x, uint64_t x_stride, uint64_t rows, const float* panels, uint64_t panel_count,
                            uint64_t depth, float* sums, uint64_t sums_stride, bool add) {

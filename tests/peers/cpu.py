@@ -3,11 +3,11 @@
     python tests/peers/cpu.py proteins.fasta [--threads 2] [--every 8] [--turboesm build/release/bin/turboesm]
 
 PyTorch gets the sequences sorted by length, in batches of at most so many tokens, padding counted, each without more
-memory traffic than a user would cause: inference mode, no LM head, means over the residues by a masked sum. What is best
-of token budgets, eager attention and sdpa is found on every N-th protein (--every), separately for f32 and bf16, and then
-timed on all of them. Times are of tokens to means, and of the whole process, its start and the model's loading included;
-turboesm's are those that it reports itself, and of the whole process. The means of both are compared. Needs torch and
-transformers; nothing else in the project needs this script.
+memory traffic than a user would cause: inference mode, no LM head, means over the residues by a masked sum. What is
+best of token budgets, eager attention and sdpa is found on every N-th protein (--every), separately for f32 and bf16,
+and then timed on all of them. Times are of tokens to means, and of the whole process, its start and the model's
+loading included; turboesm's are those that it reports itself, and of the whole process. The means of both are
+compared. Needs torch and transformers; nothing else in the project needs this script.
 """
 
 import argparse
