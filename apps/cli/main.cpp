@@ -1,5 +1,3 @@
-#include <exception>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -7,8 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/cli/commands.h"
-#include "runtime/error.h"
-#include "runtime/platform.h"
+#include "apps/program.h"
 #include "version.h"
 
 namespace {
@@ -34,30 +31,11 @@ int run(int argc, char** argv) {
   turboesm::cli::add_compare(app);
   turboesm::cli::add_plan(app);
   turboesm::cli::add_bench(app);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    const bool asked_for = error.get_exit_code() == 0;  // --help and --version
-    app.exit(error);
-    return asked_for ? 0 : turboesm::exit_code(turboesm::ErrorKind::usage);
-  }
-  return 0;
+  return turboesm::parse_command_line(app, argc, argv).value_or(0);  // commands run while they are parsed
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    turboesm::install_interrupt_handler();
-    return run(argc, argv);
-  } catch (const turboesm::Error& error) {
-    fmt::print(stderr, "turboesm: {}\n", error.what());
-    return turboesm::exit_code(error.kind());
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "turboesm: out of memory on the host\n");
-    return turboesm::exit_code(turboesm::ErrorKind::out_of_memory);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "turboesm: {}\n", error.what());
-    return 1;
-  }
+  return turboesm::run_program("turboesm", [&] { return run(argc, argv); });
 }

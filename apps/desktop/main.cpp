@@ -1,11 +1,8 @@
-#include <exception>
-#include <new>
-
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include "apps/desktop/app.h"
-#include "runtime/error.h"
+#include "apps/program.h"
 #include "runtime/platform.h"
 #include "version.h"
 
@@ -35,13 +32,7 @@ int run(int argc, char** argv) {
       ->type_name("FILE");
   cli.add_flag("--no-settings", forgetful, "Start with the defaults, remember nothing");
   cli.add_flag("--validation", options.window.validation, "Vulkan's validation layers watch; a message is an error");
-  try {
-    cli.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    const bool asked_for = error.get_exit_code() == 0;  // --help and --version
-    cli.exit(error);
-    return asked_for ? 0 : turboesm::exit_code(turboesm::ErrorKind::usage);
-  }
+  if (const auto status = turboesm::parse_command_line(cli, argc, argv)) return *status;
   options.screenshot = screenshot;
   options.report = report;
   const std::filesystem::path folder = turboesm::user_config_dir();
@@ -57,17 +48,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    turboesm::install_interrupt_handler();
-    return run(argc, argv);
-  } catch (const turboesm::Error& error) {
-    fmt::print(stderr, "turboesm-desktop: {}\n", error.what());
-    return turboesm::exit_code(error.kind());
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "turboesm-desktop: out of memory on the host\n");
-    return turboesm::exit_code(turboesm::ErrorKind::out_of_memory);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "turboesm-desktop: {}\n", error.what());
-    return 1;
-  }
+  return turboesm::run_program("turboesm-desktop", [&] { return run(argc, argv); });
 }
