@@ -4,9 +4,10 @@
 //
 //   q, k, v [tokens, heads, 64] f16 or bf16, cu_seqlens [sequences + 1] i32 -> out [tokens, heads, 64] any
 //
-// A block is a warpgroup and takes 64 queries of one head and sequence (grid: query tiles, heads, sequences). What it
-// computes, how accumulators and tiles lie, and what becomes of rows beyond the sequence's end is said in
-// attention_hopper.cu.
+// A block takes 64 queries of one head and sequence (grid: query tiles, heads, sequences). Each of its two warpgroups
+// takes half of the keys, with a softmax and sums of its own; in the end they exchange halves of the sums and bring
+// them to one reference. What a warpgroup computes, how accumulators and tiles lie, and what becomes of rows beyond the
+// sequence's end is said in attention_hopper.cu.
 #include "runtime/cuda/attention_hopper.cuh"
 #include "runtime/cuda/product_hopper_ptx.cuh"
 
@@ -16,26 +17,43 @@ namespace {
 using namespace hopper;
 
 constexpr uint32_t kDim = 64;
+constexpr uint32_t kThreads = 2 * kWarpgroup;
+constexpr uint32_t kExchanged = 5 * kThreads * 16;  // bytes: half of the sums, and two rows' references and sums
 
 // Blocks are placed when the kernel before leaves the first multiprocessors free, and would crowd there: each asks for
 // more than half of a multiprocessor's shared memory, so that it has one to itself.
 constexpr uint32_t kSharedBytes = 116 * 1024;
 
+// Below every score (q k of 16-bit values), so that a row without keys has weights of 0.
+constexpr float kLeast = -1e30f;
+
 template <class T, uint32_t kKeys>
-__global__ void __launch_bounds__(kWarpgroup, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     short_attention([[maybe_unused]] const __grid_constant__ CUtensorMap q_map,
                     [[maybe_unused]] const __grid_constant__ CUtensorMap k_map,
                     [[maybe_unused]] const __grid_constant__ CUtensorMap v_map, [[maybe_unused]] AttentionOperands o,
                     [[maybe_unused]] uint32_t tokens) {
   let_next_start();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(kKeys % 16 == 0 && kSwizzleBytes + (kRows + 2 * kKeys) * 128 <= kSharedBytes);
+  constexpr uint32_t kHalf = kKeys / 2;  // a warpgroup's keys
+  static_assert(kHalf % 16 == 0 && kSwizzleBytes + (kRows + 2 * kKeys) * 128 + kExchanged <= kSharedBytes);
   extern __shared__ uint8_t dynamic[];
   __shared__ alignas(8) uint64_t barriers[2];
   const uint32_t q = (shared_address(dynamic) + kSwizzleBytes - 1) & ~(kSwizzleBytes - 1);
-  const uint32_t k = q + kRows * 128, v = k + kKeys * 128;
+  const uint32_t k = q + kRows * 128, v = k + kKeys * 128, exchange = v + kKeys * 128;
   const uint32_t scores_full = shared_address(barriers), values_full = scores_full + 8;
   const uint32_t lane = threadIdx.x % kWarp, first = blockIdx.x * kRows;
+  const uint32_t begin = uint32_t(o.cu_seqlens[blockIdx.z]);
+  const uint32_t length = uint32_t(o.cu_seqlens[blockIdx.z + 1]) - begin;
+  const uint32_t group = threadIdx.x / kWarpgroup, first_key = group * kHalf;
+  const bool has_others = begin + length < tokens;  // behind the sequence; beyond the last one there are zeros
+
+  // Element i of the scores is of key key_of(i). Keys beyond the end begin with minus infinity.
+  const auto key_of = [&](uint32_t i) { return first_key + 8 * (i / 4) + 2 * (lane % 4) + i % 2; };
+  float scores[kHalf / 2];
+#pragma unroll
+  for (uint32_t i = 0; i < kHalf / 2; ++i) scores[i] = key_of(i) < length ? 0 : minus_infinity();
+
   if (threadIdx.x == 0) {
     prefetch(q_map);
     prefetch(k_map);
@@ -46,8 +64,6 @@ __global__ void __launch_bounds__(kWarpgroup, 1)
   }
   __syncthreads();
   wait_for_inputs();
-  const uint32_t begin = uint32_t(o.cu_seqlens[blockIdx.z]);
-  const uint32_t length = uint32_t(o.cu_seqlens[blockIdx.z + 1]) - begin;
   if (first >= length) return;  // the whole block
   if (threadIdx.x == 0) {
     barrier_expect(scores_full, (kRows + kKeys) * 128);
@@ -58,26 +74,29 @@ __global__ void __launch_bounds__(kWarpgroup, 1)
   }
   __syncwarp();
 
-  float scores[kKeys / 2];
   barrier_wait(scores_full, 0);
+  pin(scores);
   begin_products();
 #pragma unroll
   for (uint32_t step = 0; step < kDim / 16; ++step)
-    Wgmma<T, kKeys>::run(scores, matrix(q + 32 * step, 16), matrix(k + 32 * step, 16), step);
+    Wgmma<T, kHalf>::run(scores, matrix(q + 32 * step, 16), matrix(k + first_key * 128 + 32 * step, 16), 1);
   end_products();
   wait_for_products<0>();
   pin(scores);
-
-  // Scores become weights; index 0 stands for the thread's row g of its warp, 1 for g + 8.
-  float scale[2];
+  if (has_others) {  // whose keys may not be finite
 #pragma unroll
-  for (uint32_t i = 0; i < kKeys / 2; ++i)
-    if (8 * (i / 4) + 2 * (lane % 4) + i % 2 >= length) scores[i] = minus_infinity();
+    for (uint32_t i = 0; i < kHalf / 2; ++i)
+      if (key_of(i) >= length) scores[i] = minus_infinity();
+  }
+
+  // Scores become weights, powers of two relative to the row's largest; index 0 stands for the thread's row g of its
+  // warp, 1 for g + 8.
+  float reference[2], weight[2];
 #pragma unroll
   for (uint32_t half = 0; half < 2; ++half) {
-    float largest[2] = {minus_infinity(), minus_infinity()}, weights[2] = {};
+    float largest[2] = {kLeast, kLeast}, weights[2] = {};
 #pragma unroll
-    for (uint32_t i = 2 * half; i < kKeys / 2; i += 4) {
+    for (uint32_t i = 2 * half; i < kHalf / 2; i += 4) {
       largest[0] = fmaxf(largest[0], scores[i]);
       largest[1] = fmaxf(largest[1], scores[i + 1]);
     }
@@ -85,7 +104,7 @@ __global__ void __launch_bounds__(kWarpgroup, 1)
     most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
     most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2)) * kLog2E;
 #pragma unroll
-    for (uint32_t i = 2 * half; i < kKeys / 2; i += 4) {
+    for (uint32_t i = 2 * half; i < kHalf / 2; i += 4) {
 #pragma unroll
       for (uint32_t j = 0; j < 2; ++j) {
         scores[i + j] = power_of_two(fmaf(scores[i + j], kLog2E, -most));
@@ -95,39 +114,71 @@ __global__ void __launch_bounds__(kWarpgroup, 1)
     float sum = weights[0] + weights[1];
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    scale[half] = 1 / sum;
+    reference[half] = most, weight[half] = sum;
   }
-  uint32_t p[kKeys / 16][4];
+  uint32_t p[kHalf / 16][4];
 #pragma unroll
-  for (uint32_t i = 0; i < kKeys / 4; ++i) p[i / 4][i % 4] = pack_pair<T>(scores[2 * i], scores[2 * i + 1]);
+  for (uint32_t i = 0; i < kHalf / 4; ++i) p[i / 4][i % 4] = pack_pair<T>(scores[2 * i], scores[2 * i + 1]);
   pin(p);
 
+  float sums[kDim / 2] = {};
   barrier_wait(values_full, 0);
-  if (begin + length < tokens && length < kKeys) {  // the next sequence's rows; beyond the last there are zeros
-    for (uint32_t i = threadIdx.x; i < (kKeys - length) * 8; i += kWarpgroup)
+  if (has_others && length < kKeys) {  // their rows may not be finite, and 0 x infinity is not 0
+    for (uint32_t i = threadIdx.x; i < (kKeys - length) * 8; i += kThreads)
       store_shared4(v + length * 128 + i * 16, 0, 0, 0, 0);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
   }
-  float sums[kDim / 2] = {};
   pin(sums);
   begin_products();
 #pragma unroll
-  for (uint32_t step = 0; step < kKeys / 16; ++step)
-    multiply_add<T>(sums, p[step], matrix(v + step * 16 * 128, kKeys * 128));
+  for (uint32_t step = 0; step < kHalf / 16; ++step)
+    multiply_add<T>(sums, p[step], matrix(v + (first_key + step * 16) * 128, kKeys * 128));
   end_products();
   wait_for_products<0>();
   pin(sums);
 
+  // The first warpgroup keeps the first half of the sums' columns and sends the second one; the second one does the
+  // opposite.
+  constexpr uint32_t kKept = kDim / 4;
+  float kept[kKept], sent[kKept];
+#pragma unroll
+  for (uint32_t i = 0; i < kKept; ++i) {
+    kept[i] = group == 0 ? sums[i] : sums[i + kKept];
+    sent[i] = group == 0 ? sums[i + kKept] : sums[i];
+  }
+  const uint32_t to = exchange + threadIdx.x * 16;
+#pragma unroll
+  for (uint32_t i = 0; i < kKept / 4; ++i)
+    store_shared4(to + i * (kThreads * 16), sent[4 * i], sent[4 * i + 1], sent[4 * i + 2], sent[4 * i + 3]);
+  store_shared4(to + kKept / 4 * (kThreads * 16), reference[0], reference[1], weight[0], weight[1]);
+  __syncthreads();
+  const uint32_t from = exchange + (threadIdx.x ^ kWarpgroup) * 16;
+  const float4 other = load_shared4(from + kKept / 4 * (kThreads * 16));
+  const float other_reference[2] = {other.x, other.y}, other_weight[2] = {other.z, other.w};
+  float scale[2], other_scale[2];
 #pragma unroll
   for (uint32_t half = 0; half < 2; ++half) {
-    const uint32_t row = first + threadIdx.x / kWarp * 16 + lane / 4 + 8 * half;
-    if (row >= length) continue;
-    const size_t index = (size_t(begin + row) * o.heads + blockIdx.y) * kDim + 2 * (lane % 4);
+    const float most = fmaxf(reference[half], other_reference[half]);
+    scale[half] = power_of_two(reference[half] - most);
+    other_scale[half] = power_of_two(other_reference[half] - most);
+    const float inverse = 1 / (weight[half] * scale[half] + other_weight[half] * other_scale[half]);
+    scale[half] *= inverse, other_scale[half] *= inverse;
+  }
+  const uint32_t row = first + threadIdx.x % kWarpgroup / kWarp * 16 + lane / 4;
+  const size_t index = (size_t(begin + row) * o.heads + blockIdx.y) * kDim + group * (kDim / 2) + 2 * (lane % 4);
+  const size_t next = size_t(8) * o.heads * kDim;
+  const bool exists[2] = {row < length, row + 8 < length};
 #pragma unroll
-    for (uint32_t n = 0; n < kDim / 8; ++n)
-      store_pair(o.out, o.out_dtype, index + 8 * n,
-                 {sums[4 * n + 2 * half] * scale[half], sums[4 * n + 2 * half + 1] * scale[half]});
+  for (uint32_t n = 0; n < kKept / 4; ++n) {
+    const float4 received = load_shared4(from + n * (kThreads * 16));
+    const float2 pairs[2] = {{kept[4 * n] * scale[0] + received.x * other_scale[0],
+                              kept[4 * n + 1] * scale[0] + received.y * other_scale[0]},
+                             {kept[4 * n + 2] * scale[1] + received.z * other_scale[1],
+                              kept[4 * n + 3] * scale[1] + received.w * other_scale[1]}};
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half)
+      if (exists[half]) store_pair(o.out, o.out_dtype, index + 8 * n + half * next, pairs[half]);
   }
 #else
   __trap();  // without the instructions of sm_90a: never launched (Gpu::hopper)
@@ -139,7 +190,7 @@ bool launch_keys(const Attention& a, const Launch& l) {
   CUtensorMap q, k, v;
   if (!describe(q, a.q, a, kRows) || !describe(k, a.k, a, kKeys) || !describe(v, a.v, a, kKeys)) return false;
   const auto kernel = short_attention<T, kKeys>;
-  start(kernel, dim3(blocks_of(a.max_length, kRows), a.heads, a.sequences), kWarpgroup, kSharedBytes, l, q, k, v,
+  start(kernel, dim3(blocks_of(a.max_length, kRows), a.heads, a.sequences), kThreads, kSharedBytes, l, q, k, v,
         attention_operands(a), a.tokens);
   return true;
 }

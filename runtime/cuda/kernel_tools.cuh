@@ -78,7 +78,7 @@ void with_type(DType dtype, Body&& body) {
 // ---- On the device --------------------------------------------------------------------------------------------------
 
 // Returns when all that was launched before has finished and its writes can be seen. Until then only what no kernel
-// writes (weights) may be read, and nothing written.
+// writes (weights, lengths) may be read, and nothing written.
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -104,7 +104,8 @@ std::vector<cublasLtMatmulAlgo_t> algorithms(cublasLtHandle_t cublaslt, const Ma
   return found;
 }
 
-constexpr size_t kFinalists = 5;  // that are timed more closely
+constexpr size_t kFinalists = 6;  // that are timed more closely
+constexpr size_t kChain = 72;     // operations of a recording, some ten layers, that finalists are tried in
 
 // A number that differs from product to product and is the same in every run.
 uint32_t scattered(const Product& p) {
@@ -214,18 +215,20 @@ void Products::run(const Product& p, const Choice& choice, const Launch& place) 
   }
 }
 
-// By a graph of some launches, for a launch by itself takes longer than a small product; the best of some rounds.
-float Products::time(const Product& p, const Choice& choice, int launches, int rounds, const Launch& place) const {
+// Microseconds of what `body` launches, by a graph, for a launch by itself takes longer than a small product; the least
+// of some rounds. Infinite where it cannot be launched.
+template <class Body>
+float Products::time(int rounds, const Launch& place, Body&& body) const {
   try {
     Capture capture(place.stream);
     place.follows_kernel = false;
-    for (int i = 0; i < launches; ++i) run(p, choice, place);
+    body();
     const GraphExec executable = capture.end();
     float least = INFINITY;
     for (int round = 0; round <= rounds; ++round) {  // the first may still load the kernel's code
       const float microseconds = stopwatch_.microseconds(
           place.stream, [&] { cuda::require(cudaGraphLaunch(executable.get(), place.stream), "cudaGraphLaunch"); });
-      if (round > 0) least = std::min(least, microseconds / float(launches));
+      if (round > 0) least = std::min(least, microseconds);
     }
     return least;
   } catch (const Error& error) {
@@ -234,47 +237,135 @@ float Products::time(const Product& p, const Choice& choice, int launches, int r
   }
 }
 
-void Products::prepare(const Product& p, const Launch& place) {
-  const Kind kind = kind_of(p);
-  if (p.rows == 0 || p.outputs == 0 || chosen_.contains(kind)) return;
-  std::vector<Choice> choices = candidates(p);
-  if (gpu_.arbitrary_products) {
-    chosen_.insert_or_assign(kind, choices[scattered(p) % choices.size()]);
-    return;
-  }
-  if (choices.size() > 1) {
-    // Activations have memory of their own: the operands' holds nothing yet, and may not be written before the
-    // recording runs. Zeros would be multiplied faster than numbers are.
-    Product trial = p;
-    const auto aligned = [](uint64_t bytes) { return (bytes + 255) / 256 * 256; };
-    const uint64_t x_count = (uint64_t(p.rows) * p.inputs + 1) / 2 * 2;
-    const uint64_t x_bytes = aligned(x_count * size_of(p.dtype));
-    const uint64_t y_bytes = aligned(uint64_t(p.rows) * p.outputs * (p.residual ? 4 : size_of(p.y_dtype)));
-    const uint64_t bytes = x_bytes + y_bytes + (p.positions ? uint64_t(p.rows) * 4 : 0);
+namespace {
+
+// Memory for products on trial: the operands' own holds nothing yet, and may not be written before the recording runs.
+// Zeros would be multiplied faster than numbers are, so x is random.
+class Trial {
+ public:
+  // Room for any of the products; none where memory does not suffice.
+  Trial(std::span<const Product> products, cudaMemPool_t pool, const Launch& place) : place_(place) {
+    for (const Product& p : products) {
+      dtype_ = p.dtype;
+      x_count_ = std::max(x_count_, (uint64_t(p.rows) * p.inputs + 1) / 2 * 2);
+      x_bytes_ = std::max(x_bytes_, aligned(x_count_ * size_of(p.dtype)));
+      y_bytes_ = std::max(y_bytes_, aligned(uint64_t(p.rows) * p.outputs * (p.residual ? 4 : size_of(p.y_dtype))));
+      if (p.positions) position_bytes_ = std::max(position_bytes_, uint64_t(p.rows) * 4);
+    }
     void* memory = nullptr;
-    const cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool_, place.stream);
+    const uint64_t bytes = x_bytes_ + y_bytes_ + position_bytes_;
+    const cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool, place.stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      chosen_.insert_or_assign(kind, choices.front());  // no room to try them
       return;
     }
     cuda::require(result, "cudaMallocFromPoolAsync");
-    cuda::require(cudaMemsetAsync(memory, 0, bytes, place.stream), "cudaMemsetAsync");
-    std::byte* at = static_cast<std::byte*>(memory);
-    fill_random(at, x_count, p.dtype, place);
-    trial.x = at;
-    trial.y = at + x_bytes;
-    if (p.residual) trial.residual = static_cast<const float*>(trial.y);
-    if (p.positions) trial.positions = reinterpret_cast<const int32_t*>(at + x_bytes + y_bytes);
-    for (Choice& choice : choices) choice.microseconds = time(trial, choice, 3, 1, place);
+    memory_ = static_cast<std::byte*>(memory);
+    cuda::require(cudaMemsetAsync(memory_, 0, bytes, place.stream), "cudaMemsetAsync");
+    fill_random(memory_, x_count_, dtype_, place);
+  }
+  ~Trial() {
+    if (memory_) cudaFreeAsync(memory_, place_.stream);
+  }
+  Trial(const Trial&) = delete;
+  Trial& operator=(const Trial&) = delete;
+
+  explicit operator bool() const { return memory_ != nullptr; }
+
+  Product of(Product p) const {
+    p.x = memory_;
+    p.y = memory_ + x_bytes_;
+    if (p.residual) p.residual = static_cast<const float*>(p.y);
+    if (p.positions) p.positions = reinterpret_cast<const int32_t*>(memory_ + x_bytes_ + y_bytes_);
+    return p;
+  }
+
+  // In place of an operation that is not a product: a short kernel on rows of activations.
+  void other_operation() const { fill_random(memory_, std::min(x_count_, kOtherCount), dtype_, place_); }
+
+ private:
+  static constexpr uint64_t kOtherCount = 1 << 16;
+  static uint64_t aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+  const Launch& place_;
+  DType dtype_ = DType::f32;
+  uint64_t x_count_ = 0, x_bytes_ = 0, y_bytes_ = 0, position_bytes_ = 0;
+  std::byte* memory_ = nullptr;
+};
+
+}  // namespace
+
+// The best ways of all, best first.
+std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& place) const {
+  std::vector<Choice> choices = candidates(p);
+  if (gpu_.arbitrary_products) return {choices[scattered(p) % choices.size()]};
+  if (choices.size() == 1) return choices;
+  const Trial trial({&p, 1}, pool_, place);
+  if (!trial) return {choices.front()};
+  const Product tried = trial.of(p);
+  const auto sort = [&](int launches, int rounds) {
+    for (Choice& choice : choices)
+      choice.microseconds = time(rounds, place, [&] {
+        for (int i = 0; i < launches; ++i) run(tried, choice, place);
+      });
     std::ranges::stable_sort(choices, {}, &Choice::microseconds);
     std::erase_if(choices, [](const Choice& choice) { return std::isinf(choice.microseconds); });
     choices.resize(std::min(choices.size(), kFinalists));
-    for (Choice& choice : choices) choice.microseconds = time(trial, choice, 10, 3, place);
-    cuda::require(cudaFreeAsync(memory, place.stream), "cudaFreeAsync");
-    if (choices.empty()) choices.push_back({.engine = Engine::plain});
+  };
+  sort(3, 1);
+  sort(10, 3);
+  if (choices.empty()) choices.push_back({.engine = Engine::plain});
+  return choices;
+}
+
+// Short products depend on their surroundings: their weights come from memory rather than from the L2 cache, and
+// kernels overlap with what precedes and follows them. So the finalists are tried in the recording's order, a kind at a
+// time.
+void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choice>>& finalists, const Launch& place) {
+  const std::span<const std::optional<Product>> first(steps.data(), std::min(steps.size(), kChain));
+  std::vector<Product> products;
+  for (const std::optional<Product>& p : first)
+    if (p && p->rows != 0 && p->outputs != 0) products.push_back(*p);
+  if (products.size() < 2) return;
+  for (const Product& p : products)
+    if (uint64_t(p.rows) * (p.inputs + p.outputs) * size_of(p.dtype) > gpu_.l2_bytes / 4) return;  // long
+  const Trial trial(products, pool_, place);
+  if (!trial) return;
+  const auto chain = [&] {
+    return time(3, place, [&] {
+      for (const std::optional<Product>& p : first) {
+        if (p)
+          launch(trial.of(*p), place);
+        else
+          trial.other_operation();
+      }
+    });
+  };
+  for (const auto& [kind, choices] : finalists) {
+    if (std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == kind; })) continue;
+    Choice& chosen = chosen_.at(kind);
+    Choice best = chosen;
+    float least = INFINITY;
+    for (const Choice& choice : choices) {
+      chosen = choice;
+      const float microseconds = chain();
+      if (microseconds < least) least = microseconds, best = choice;
+    }
+    chosen = best;
   }
-  chosen_[kind] = *std::ranges::min_element(choices, {}, &Choice::microseconds);
+}
+
+void Products::prepare(const Steps& steps, const Launch& place) {
+  std::map<Kind, std::vector<Choice>> finalists;
+  for (const std::optional<Product>& p : steps) {
+    if (!p || p->rows == 0 || p->outputs == 0) continue;
+    const Kind kind = kind_of(*p);
+    if (chosen_.contains(kind)) continue;
+    std::vector<Choice> choices = fastest(*p, place);
+    chosen_.emplace(kind, choices.front());
+    if (choices.size() > 1) finalists.emplace(kind, std::move(choices));
+  }
+  if (!finalists.empty()) refine(steps, finalists, place);
 }
 
 void Products::launch(const Product& p, const Launch& place) const {

@@ -2,6 +2,8 @@
 
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -11,7 +13,8 @@
 #include "runtime/cuda/product.h"
 
 // How each matrix product is computed: by one of this module's own kernels or one of cuBLASLt's algorithms, whichever
-// was fastest when they were first timed on this device for a product of that kind.
+// was fastest when they were first timed on this device for a product of that kind: by themselves first, then, where
+// they are so short that what surrounds them matters, in the order of the recording.
 namespace turboesm::cuda {
 
 class Products {
@@ -21,9 +24,12 @@ class Products {
   Products(const Products&) = delete;
   Products& operator=(const Products&) = delete;
 
-  // Times the ways to compute such a product, unless one of its kind has been. Reads the operands, writes none of
+  // Operations in the order of a recording; null: not a product.
+  using Steps = std::vector<std::optional<Product>>;
+
+  // Times the ways to compute these products, unless others of their kind have been. Reads the operands, writes none of
   // them. Not during a capture.
-  void prepare(const Product& p, const Launch& place);
+  void prepare(const Steps& steps, const Launch& place);
 
   void launch(const Product& p, const Launch& place) const;  // after prepare()
 
@@ -40,8 +46,11 @@ class Products {
     float microseconds = 0;
   };
   std::vector<Choice> candidates(const Product& p) const;
+  std::vector<Choice> fastest(const Product& p, const Launch& place) const;
+  void refine(const Steps& steps, const std::map<Kind, std::vector<Choice>>& finalists, const Launch& place);
   void run(const Product& p, const Choice& choice, const Launch& place) const;
-  float time(const Product& p, const Choice& choice, int launches, int rounds, const Launch& place) const;
+  template <class Body>
+  float time(int rounds, const Launch& place, Body&& body) const;
 
   const Gpu& gpu_;
   cudaMemPool_t pool_;

@@ -6,19 +6,22 @@
 namespace turboesm::cuda {
 namespace {
 
-// ---- Token dropout: scale[b] = (1 - 0.12) / (1 - share of <mask>), a warp a sequence --------------------------------
+// ---- Token dropout: scale[b] = (1 - 0.12) / (1 - share of <mask>), a block a sequence -------------------------------
 
 constexpr float kKeptInTraining = 1.0f - 0.15f * 0.8f;
+constexpr uint32_t kDropoutThreads = 256;
 
 __global__ void token_dropout(const int32_t* ids, const int32_t* cu_seqlens, float* scale, int32_t mask_id) {
   let_next_start();
   wait_for_inputs();
   const uint32_t b = blockIdx.x;
   const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-  float masked = 0;  // exact: counts stay below 2^24
-  for (int32_t t = begin + int32_t(threadIdx.x); t < end; t += kWarp) masked += ids[t] == mask_id ? 1.0f : 0.0f;
-  masked = warp_sum(masked);
-  const float length = float(end - begin);
+  int32_t count = 0;
+  for (int32_t first = begin; first < end; first += int32_t(kDropoutThreads)) {
+    const int32_t t = first + int32_t(threadIdx.x);
+    count += __syncthreads_count(t < end && ids[t] == mask_id);
+  }
+  const float masked = float(count), length = float(end - begin);  // exact below 2^24
   if (threadIdx.x == 0) scale[b] = masked == length ? 0.0f : kKeptInTraining / (1.0f - masked / length);
 }
 
@@ -206,8 +209,8 @@ __global__ void pool_mean(const float* x, const int32_t* cu_seqlens, float* out,
 }  // namespace
 
 void launch(const TokenDropout& a, const Launch& l) {
-  start(token_dropout, a.sequences, kWarp, 0, l, pointer<const int32_t>(a.ids), pointer<const int32_t>(a.cu_seqlens),
-        pointer<float>(a.scale), a.mask_id);
+  start(token_dropout, a.sequences, kDropoutThreads, 0, l, pointer<const int32_t>(a.ids),
+        pointer<const int32_t>(a.cu_seqlens), pointer<float>(a.scale), a.mask_id);
 }
 
 void launch(const Embed& a, const Launch& l) {

@@ -186,9 +186,14 @@ void launch(const Operation& operation, const Launch& place) {
 
 namespace {
 
-void prepare(const Operation& operation, const Launch& place) {
-  if (const auto* linear = std::get_if<Linear>(&operation)) place.products->prepare(product_of(*linear), place);
-  if (const auto* qkv = std::get_if<QkvRope>(&operation)) place.products->prepare(product_of(*qkv), place);
+void prepare(std::span<const Operation> operations, const Launch& place) {
+  Products::Steps steps;
+  for (const Operation& operation : operations) {
+    steps.emplace_back();
+    if (const auto* linear = std::get_if<Linear>(&operation)) steps.back() = product_of(*linear);
+    if (const auto* qkv = std::get_if<QkvRope>(&operation)) steps.back() = product_of(*qkv);
+  }
+  place.products->prepare(steps, place);
 }
 
 struct AddressRange {
@@ -203,6 +208,7 @@ AddressRange range_of(const Tensor& tensor, uint64_t elements) {
 // What kernels may read before those ahead of them have finished (wait_for_inputs() in kernel_tools.cuh).
 bool is_read_early(std::string_view operation, std::string_view operand) {
   if (operation == KvAttention::kName && operand == "bias") return false;
+  if (operation == Attention::kName && operand == "cu_seqlens") return true;
   for (const std::string_view name : {"weight", "bias", "table", "mean", "position_mean", "transform", "codebook",
                                       "k_codebook", "v_codebook", "projection"})
     if (operand == name) return true;
@@ -210,7 +216,7 @@ bool is_read_early(std::string_view operation, std::string_view operand) {
 }
 
 // For each operation whether it must be launched after the ones ahead of it have finished, because one of the
-// recording's operations writes what it reads early. In a model none does: these are weights.
+// recording's operations writes what it reads early. In a model none does: these are weights and lengths.
 std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
   std::vector<AddressRange> written;
   for (const Operation& operation : operations)
@@ -249,7 +255,7 @@ std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
 Recording::Recording(Session& session, std::span<const Operation> operations, bool profile)
     : session_(session), profile_(profile) {
   const Launch place = session.launch_place();
-  for (const Operation& operation : operations) prepare(operation, place);
+  prepare(operations, place);
   const size_t events = profile ? operations.size() + 1 : 2;
   for (size_t i = 0; i < events; ++i) events_.push_back(make_event(true));
   if (profile) {
