@@ -37,24 +37,34 @@ void pack_values(const HeadRows& v, uint64_t first, uint64_t count, float* panel
   }
 }
 
-// Softmax of a block of scores of one query, online: turns them into e^(score - largest so far) and brings what was
-// summed before into line with that.
-void weigh(float* scores, uint64_t keys, float& largest, float& sum, float* out, uint64_t out_width) {
+// Softmax of a block of scores [rows, kKeyBlock], online: turns them into e^(score - the row's largest so far) and
+// brings what was summed before into line with that.
+void weigh(float* scores, uint64_t rows, uint64_t keys, float* largest, float* sum, float* out, uint64_t out_width) {
   const uint64_t end = (keys + kVector - 1) / kVector * kVector;
-  for (uint64_t j = keys; j < end; ++j) scores[j] = -INFINITY;
-  Vector block_max = load_vector(scores);
-  for (uint64_t j = kVector; j < end; j += kVector) block_max = larger(block_max, load_vector(scores + j));
-  const float highest = max_of(block_max), raised = largest < highest ? highest : largest;
-  Vector block_sum{};
-  for (uint64_t j = 0; j < end; j += kVector) {
-    const Vector weight = exp(load_vector(scores + j) - raised);
-    block_sum += weight;
-    store_vector(scores + j, weight);
+  float shrink[kBlockRows + kVector];
+  for (uint64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kKeyBlock;
+    for (uint64_t j = keys; j < end; ++j) row[j] = -INFINITY;
+    Vector block_max = load_vector(row);
+    for (uint64_t j = kVector; j < end; j += kVector) block_max = larger(block_max, load_vector(row + j));
+    const float highest = max_of(block_max), raised = largest[r] < highest ? highest : largest[r];
+    shrink[r] = largest[r] - raised;
+    largest[r] = raised;
   }
-  const float shrink = std::exp(largest - raised);
-  sum = sum * shrink + sum_of(block_sum);
-  largest = raised;
-  for (uint64_t i = 0; i < out_width; i += kVector) store_vector(out + i, load_vector(out + i) * shrink);
+  for (uint64_t r = 0; r < rows; r += kVector) store_vector(shrink + r, exp(load_vector(shrink + r)));
+  for (uint64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kKeyBlock;
+    Vector block_sum{};
+    for (uint64_t j = 0; j < end; j += kVector) {
+      const Vector weight = exp(load_vector(row + j) - largest[r]);
+      block_sum += weight;
+      store_vector(row + j, weight);
+    }
+    sum[r] = sum[r] * shrink[r] + sum_of(block_sum);
+    if (shrink[r] == 1) continue;
+    float* summed = out + r * out_width;
+    for (uint64_t i = 0; i < out_width; i += kVector) store_vector(summed + i, load_vector(summed + i) * shrink[r]);
+  }
 }
 
 // One block of queries of one head of the sequence begin .. end.
@@ -89,8 +99,7 @@ void attend(const Attention& a, uint64_t begin, uint64_t end, uint64_t first_que
       const uint64_t rows = min_of(kBlockRows, queries - r);
       multiply_block<MultiplyFloats>(q_rows + r * q_stride, q_stride, rows, k_panels, panels_of(keys), d, scores,
                                      kKeyBlock, false);
-      for (uint64_t i = 0; i < rows; ++i)
-        weigh(scores + i * kKeyBlock, keys, largest[r + i], sum[r + i], out + (r + i) * out_width, out_width);
+      weigh(scores, rows, keys, largest + r, sum + r, out + r * out_width, out_width);
       multiply_block<MultiplyFloats>(scores, kKeyBlock, rows, v_panels, value_panels, keys, out + r * out_width,
                                      out_width, true);
     }

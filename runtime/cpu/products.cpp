@@ -2,7 +2,7 @@
 // they are in the nearest cache.
 #include "runtime/cpu/panels.h"
 #include "runtime/cpu/variant.h"
-#include "shaders/include/erf_coefficients.h"
+#include "shaders/include/gelu_coefficients.h"
 
 namespace turboesm::cpu::TURBOESM_CPU_VARIANT {
 namespace {
@@ -11,19 +11,14 @@ namespace {
 // x kDepth of x in the first.
 constexpr uint64_t kDepth = 512;
 
-// GELU(z) = z/2 (1 + erf(z / sqrt 2)); the error function as erf_coefficients.h states it.
+// As gelu_coefficients.h states it. A NaN stays one.
 Vector gelu(Vector z) {
-  const Vector x = z * 0.70710678118654752f, t = x * x;
-  Vector p = splat(TURBOESM_ERF_P6), q = splat(TURBOESM_ERF_Q5);
+  const Vector h = smaller(larger(z, -z), splat(TURBOESM_GELU_LIMIT));
+  Vector p = splat(TURBOESM_GELU_P6);
   for (const float c :
-       {TURBOESM_ERF_P5, TURBOESM_ERF_P4, TURBOESM_ERF_P3, TURBOESM_ERF_P2, TURBOESM_ERF_P1, TURBOESM_ERF_P0})
-    p = p * t + c;
-  for (const float c : {TURBOESM_ERF_Q4, TURBOESM_ERF_Q3, TURBOESM_ERF_Q2, TURBOESM_ERF_Q1, TURBOESM_ERF_Q0})
-    q = q * t + c;
-  const Vector sign = x < 0 ? splat(-1.0f) : splat(1.0f);
-  const Vector inside = smaller(larger(x * (p / q), splat(-1.0f)), splat(1.0f));
-  const Vector erf = x * sign >= TURBOESM_ERF_LIMIT ? sign : inside;
-  return 0.5f * z + 0.5f * z * erf;
+       {TURBOESM_GELU_P5, TURBOESM_GELU_P4, TURBOESM_GELU_P3, TURBOESM_GELU_P2, TURBOESM_GELU_P1, TURBOESM_GELU_P0})
+    p = p * h + c;
+  return larger(z, splat(0.0f)) - h * exp(p * 0.69314718055994531f);
 }
 
 // A tile of a product: its rows row .. row + rows, its outputs output .. output + outputs.

@@ -38,15 +38,23 @@ inline IntVector as_ints(Vector v) { return (IntVector)v; }
 inline Vector larger(Vector a, Vector b) { return a < b ? b : a; }
 inline Vector smaller(Vector a, Vector b) { return b < a ? b : a; }
 
+// Lane i of the result is lane i ^ kDistance of v.
+template <int kDistance, int... kLane>
+inline Vector across(Vector v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+}
+
 // Both fold the vector in halves, so that the order of the sum is fixed.
+template <int kDistance = kVector / 2>
 inline float sum_of(Vector v) {
-  for (int width = kVector / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) v[lane] += v[lane + width];
+  v += across<kDistance>(v, std::make_integer_sequence<int, kVector>());
+  if constexpr (kDistance > 1) return sum_of<kDistance / 2>(v);
   return v[0];
 }
+template <int kDistance = kVector / 2>
 inline float max_of(Vector v) {
-  for (int width = kVector / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) v[lane] = v[lane] < v[lane + width] ? v[lane + width] : v[lane];
+  v = larger(v, across<kDistance>(v, std::make_integer_sequence<int, kVector>()));
+  if constexpr (kDistance > 1) return max_of<kDistance / 2>(v);
   return v[0];
 }
 

@@ -18,14 +18,10 @@ using namespace hopper;
 
 constexpr uint32_t kDim = 64;
 constexpr uint32_t kThreads = 2 * kWarpgroup;
-constexpr uint32_t kExchanged = 5 * kThreads * 16;  // bytes: half of the sums, and two rows' references and sums
 
 // Blocks are placed when the kernel before leaves the first multiprocessors free, and would crowd there: each asks for
 // more than half of a multiprocessor's shared memory, so that it has one to itself.
 constexpr uint32_t kSharedBytes = 116 * 1024;
-
-// Below every score (q k of 16-bit values), so that a row without keys has weights of 0.
-constexpr float kLeast = -1e30f;
 
 template <class T, uint32_t kKeys>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -35,7 +31,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                     [[maybe_unused]] uint32_t tokens) {
   let_next_start();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  constexpr uint32_t kHalf = kKeys / 2;  // a warpgroup's keys
+  constexpr uint32_t kHalf = kKeys / 2;               // a warpgroup's keys
+  constexpr uint32_t kExchanged = 5 * kThreads * 16;  // bytes: half of the sums, and two rows' references and sums
+  constexpr float kLeast = -1e30f;  // below every score (q k of 16-bit values): a row without keys has weights of 0
   static_assert(kHalf % 16 == 0 && kSwizzleBytes + (kRows + 2 * kKeys) * 128 + kExchanged <= kSharedBytes);
   extern __shared__ uint8_t dynamic[];
   __shared__ alignas(8) uint64_t barriers[2];

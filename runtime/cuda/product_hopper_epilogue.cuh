@@ -6,21 +6,20 @@
 
 #include "runtime/cuda/kernel_tools.cuh"
 #include "runtime/cuda/product_hopper_kernels.h"
+#include "shaders/include/gelu_coefficients.h"
 
 namespace turboesm::cuda::hopper {
 
-// GELU(z) = z/2 (1 + erf(z / sqrt 2)) = max(z, 0) - h Q(h), with h = |z| and Q(h) = erfc(h / sqrt 2) / 2 = 2^P(h).
-// P is of degree 6, fitted over [0, 6] with the weight h Q(h): GELU's absolute error is 2.8e-7 in fp32, one rounding
-// near z = 4. A NaN stays one.
+// As gelu_coefficients.h states it. A NaN stays one.
 __device__ __forceinline__ float gelu(float z) {
-  const float h = fminf(fabsf(z), 6.0f);
-  float p = 3.309427120257169e-05f;
-  p = fmaf(p, h, -0.0007692324579693377f);
-  p = fmaf(p, h, 0.008080758154392242f);
-  p = fmaf(p, h, -0.053412169218063354f);
-  p = fmaf(p, h, -0.4587709307670593f);
-  p = fmaf(p, h, -1.1512017250061035f);
-  p = fmaf(p, h, -0.999993085861206f);
+  const float h = fminf(fabsf(z), TURBOESM_GELU_LIMIT);
+  float p = TURBOESM_GELU_P6;
+  p = fmaf(p, h, TURBOESM_GELU_P5);
+  p = fmaf(p, h, TURBOESM_GELU_P4);
+  p = fmaf(p, h, TURBOESM_GELU_P3);
+  p = fmaf(p, h, TURBOESM_GELU_P2);
+  p = fmaf(p, h, TURBOESM_GELU_P1);
+  p = fmaf(p, h, TURBOESM_GELU_P0);
   float q, positive;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(q) : "f"(p));
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(z));
