@@ -15,7 +15,7 @@ struct Range {
 // Sizes of the pieces that one item stands for.
 inline constexpr uint32_t kProductRows = 432;     // an item of Linear and QkvRope is a tile of this many rows ...
 inline constexpr uint32_t kProductOutputs = 128;  // ... by this many outputs, an even number, output tiles innermost
-inline constexpr uint32_t kQueryBlock = 120;      // an item of Attention is this many queries of one head
+inline constexpr uint32_t kQueryBlock = 240;      // an item of Attention is this many queries of one head
 inline constexpr uint32_t kElementBlock = 4096;   // an item of Fill, RandomNormal and Copy
 
 // One instruction set's build of every operation (variant.h).
