@@ -422,7 +422,7 @@ bool runs_on_gpu(const Device& device) {
 
 DeviceLimits measure_limits(Device& device, DType dtype) {
   const bool gpu = runs_on_gpu(device);
-  const BenchOptions options{.seconds = 0.3, .min_repeats = 3};
+  const BenchOptions options{.seconds = 0.1, .min_repeats = 3};
   const CopyBench copy = bench_copy(device, gpu ? uint64_t(1) << 30 : uint64_t(128) << 20, options);
   const uint32_t side = !gpu ? 2048 : dtype == DType::f32 ? 4096 : 8192;
   const LinearShape product{.rows = side, .inputs = side, .outputs = side, .dtype = dtype};
