@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/embedding.h"
+#include "tests/options.h"
 
 namespace turboesm {
 namespace {
@@ -73,6 +74,16 @@ TEST_CASE("--roofline stands beside every cache of bench decode and a step of be
   CHECK(double(generate.at("least_bytes")) - 4 * parameters == Approx(cached * 6 * 2 * 320 * 2).epsilon(0.5));
   CHECK(generate.at("share_of_limit") ==
         Approx(double(generate.at("floor_s")) * double(generate.at("steps")) / double(generate.at("decode_s"))));
+}
+
+TEST_CASE("a report names the program, its commit and the device", "[cli]") {
+  const json report = bench({"copy", "--megabytes", "1", "--seconds", "0.01"});
+  const std::string program = report.at("turboesm");
+  CHECK(run({"--version"}).out == "turboesm " + program + "\n");
+  if (std::filesystem::exists(test_options().source_dir / ".git"))  // a tarball has no commit
+    CHECK(program.find("unknown") == std::string::npos);
+  for (const char* field : {"spec", "name", "driver"}) CHECK(!std::string(report.at("device").at(field)).empty());
+  CHECK(report.at("copy").at("time").at("warm_up") >= 1);
 }
 
 TEST_CASE("without --roofline no limit is measured", "[cli]") {
