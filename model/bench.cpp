@@ -221,12 +221,17 @@ EmbedBench bench_embed(Esm2& model, std::span<const std::vector<int32_t>> sequen
     bench.tokens += batch.shape.tokens;
     bench.batches += 1;
   });
-  std::vector<double> seconds;
+  std::vector<double> host, device;
   const Clock::time_point start = Clock::now();
-  while (seconds.size() < options.max_repeats &&
-         (seconds.size() < options.min_repeats || seconds_since(start) < options.seconds))
-    seconds.push_back(pass([](const Batch&, const Forward&) {}));
-  bench.host = summarize(std::move(seconds), 1);
+  while (host.size() < options.max_repeats &&
+         (host.size() < options.min_repeats || seconds_since(start) < options.seconds)) {
+    double on_device = 0;
+    host.push_back(
+        pass([&](const Batch&, const Forward& forward) { on_device += forward.recording().device_seconds(); }));
+    device.push_back(on_device);
+  }
+  bench.host = summarize(std::move(host), 1);
+  bench.device = summarize(std::move(device), 1);
   if (options.profile)
     pass(
         [&](const Batch&, const Forward& forward) {

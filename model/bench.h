@@ -97,6 +97,7 @@ struct EmbedBench {
   uint64_t sequences = 0, tokens = 0, batches = 0;  // tokens: <cls> and <eos> counted
   double first_seconds = 0;  // the first pass, which records and compiles for shapes that are new to the device
   Timing host;               // of the passes that follow: token ids to means in host memory, as the caller waits
+  Timing device;             // what the batches took of that on the device's clock
   Work work;                 // as PrefillBench's without logits; every batch reads the weights
   Profile profile;           // with BenchOptions::profile
   double tokens_per_second() const { return double(tokens) / host.median; }

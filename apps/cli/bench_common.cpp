@@ -54,6 +54,11 @@ std::string format_ms(double seconds) {
   return fmt::format("{:.{}f} ms", ms, ms < 1 ? 4 : ms < 100 ? 3 : 1);
 }
 
+std::string format_rate(double flops_per_second) {
+  return flops_per_second < 1e12 ? fmt::format("{:.1f} GFLOP/s", flops_per_second / 1e9)
+                                 : fmt::format("{:.2f} TFLOP/s", flops_per_second / 1e12);
+}
+
 std::string spread(const Timing& t) {
   return fmt::format("{} (median of {}, {} to {})", format_ms(t.median), t.repeats, format_ms(t.fastest),
                      format_ms(t.slowest));
@@ -86,8 +91,8 @@ void print_roofline(const Work& work, double seconds, const Limits& limits) {
 
 void print_limits(const Limits& limits) {
   if (limits)
-    fmt::print("  limits  {:.1f} GB/s copied, {:.2f} TFLOP/s in a large product, as measured\n",
-               limits->bytes_per_second / 1e9, limits->flops_per_second / 1e12);
+    fmt::print("  limits  {:.1f} GB/s copied, {} in a large product, as measured\n", limits->bytes_per_second / 1e9,
+               format_rate(limits->flops_per_second));
 }
 
 }  // namespace turboesm::cli

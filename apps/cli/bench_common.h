@@ -32,7 +32,8 @@ nlohmann::json to_json(const Timing& timing);
 nlohmann::json to_json(const Profile& profile);
 
 std::string format_ms(double seconds);
-std::string spread(const Timing& timing);  // "1.27 ms (median of 40, 1.26 ms to 1.30 ms)"
+std::string format_rate(double flops_per_second);  // in TFLOP/s, or in GFLOP/s below one
+std::string spread(const Timing& timing);          // "1.27 ms (median of 40, 1.26 ms to 1.30 ms)"
 
 // The roofline beside a row: `seconds` is what it took. All say nothing without limits.
 void add_limits(nlohmann::json& report, const Limits& limits);

@@ -45,7 +45,8 @@ void run(const Options& o) {
          {"batches", bench.batches},
          {"max_tokens", max_tokens},
          {"first_s", bench.first_seconds},
-         {"time", to_json(bench.host)},
+         {"host_time", to_json(bench.host)},
+         {"device_time", to_json(bench.device)},
          {"tokens_per_second", bench.tokens_per_second()},
          {"residues_per_second", bench.residues_per_second()},
          {"flops_per_second", bench.work.flops / bench.host.median}};
@@ -57,9 +58,10 @@ void run(const Options& o) {
   fmt::print("embed {} {}, {} sequences of {} tokens in {} batches of at most {} (random weights)\n",
              o.size.empty() ? "model" : o.size, o.common.dtype, bench.sequences, bench.tokens, bench.batches,
              max_tokens);
-  fmt::print("  tokens to means  {}; the first time {}\n", spread(bench.host), format_ms(bench.first_seconds));
-  fmt::print("  {} residues/s, {} tokens/s, {:.2f} TFLOP/s\n", format_count(bench.residues_per_second()),
-             format_count(bench.tokens_per_second()), bench.work.flops / bench.host.median / 1e12);
+  fmt::print("  host    {}, tokens to means; the first time {}\n", spread(bench.host), format_ms(bench.first_seconds));
+  fmt::print("  device  {}\n", spread(bench.device));
+  fmt::print("  {} residues/s, {} tokens/s, {}\n", format_count(bench.residues_per_second()),
+             format_count(bench.tokens_per_second()), format_rate(bench.work.flops / bench.host.median));
   print_roofline(bench.work, bench.host.median, limits);
   if (o.common.profile) print_profile(bench.profile, limits);
 }

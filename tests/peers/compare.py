@@ -111,7 +111,9 @@ def ratios(theirs, ours):
 
 
 def milliseconds(seconds):
-    return f"{seconds * 1e3:.4g}" if seconds else None
+    if not seconds:
+        return None
+    return f"{seconds * 1e3:,.0f}" if seconds >= 1 else f"{seconds * 1e3:.4g}"
 
 
 def prefill_table(arguments, report, devices, peer, dtype):
@@ -158,7 +160,7 @@ def embed_table(arguments, report, devices, peer, dtype):
         for device in devices:
             command = ["bench", "embed", arguments.proteins, *model, "--dtype", dtype, "--device", device]
             result = turboesm(arguments, report, *command)
-            ours.append(result["embed"]["time"]["median_s"] if result else None)
+            ours.append(result["embed"]["host_time"]["median_s"] if result else None)
             counts = result["embed"] if result else counts
         theirs = embed_peer(arguments, size, dtype, peer)
         report.results.append({"peer": peer, "embed": [pathlib.Path(size).name, dtype], "result": theirs})
