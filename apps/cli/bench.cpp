@@ -133,7 +133,6 @@ void run_prefill(const Options& o) {
                      {"device_time", to_json(bench.device)},
                      {"host_time", to_json(bench.host)},
                      {"residues_per_second", bench.residues_per_second()},
-                     {"flops", bench.work.flops},
                      {"flops_per_second", bench.flops_per_second()}};
   if (o.common.profile) json["profile"] = to_json(bench.profile);
   std::optional<PrefillBench> filling;

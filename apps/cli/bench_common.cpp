@@ -70,10 +70,10 @@ void add_limits(nlohmann::json& report, const Limits& limits) {
 }
 
 void add_roofline(nlohmann::json& row, const Work& work, double seconds, const Limits& limits) {
-  if (!limits) return;
-  const Roofline floors = roofline(work, *limits);
   row["flops"] = work.flops;
   row["least_bytes"] = work.bytes;
+  if (!limits) return;
+  const Roofline floors = roofline(work, *limits);
   row["memory_floor_s"] = floors.memory;
   row["arithmetic_floor_s"] = floors.arithmetic;
   row["floor_s"] = floors.floor();

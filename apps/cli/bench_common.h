@@ -35,7 +35,8 @@ std::string format_ms(double seconds);
 std::string format_rate(double flops_per_second);  // in TFLOP/s, or in GFLOP/s below one
 std::string spread(const Timing& timing);          // "1.27 ms (median of 40, 1.26 ms to 1.30 ms)"
 
-// The roofline beside a row: `seconds` is what it took. All say nothing without limits.
+// The roofline beside a row: `seconds` is what it took. Without limits the JSON gets the work alone and nothing is
+// printed.
 void add_limits(nlohmann::json& report, const Limits& limits);
 void add_roofline(nlohmann::json& row, const Work& work, double seconds, const Limits& limits);
 void print_roofline(const Work& work, double seconds, const Limits& limits);

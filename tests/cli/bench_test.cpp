@@ -93,6 +93,8 @@ TEST_CASE("without --roofline no limit is measured", "[cli]") {
   const json report = bench({"prefill", "--size", "8M", "--length", "8", "--seconds", "0.01"});
   CHECK(!report.contains("limits"));
   CHECK(!report.at("prefill").contains("floor_s"));
+  CHECK(report.at("prefill").at("flops") > 0);
+  CHECK(report.at("prefill").at("least_bytes") > report.at("memory").at("weights").at("peak"));
 }
 
 TEST_CASE("bench embed packs a file's proteins as embed does", "[cli]") {
