@@ -28,20 +28,26 @@ struct Timings {
   Timing device, host;
 };
 
+// Calls run() until the time is spent, as often as the options let it.
+template <class Run>
+void repeat(const BenchOptions& options, Run&& run) {
+  const Clock::time_point start = Clock::now();
+  for (uint32_t n = 0; n < options.max_repeats && (n < options.min_repeats || seconds_since(start) < options.seconds);
+       ++n)
+    run();
+}
+
 constexpr uint32_t kWarmUp = 2;  // the first run may still compile or page in
 
-// Runs to warm up, then repeats until the time is spent.
 Timings repeat(Device& device, Recording& recording, const BenchOptions& options) {
   for (uint32_t i = 0; i < kWarmUp; ++i) device.wait(device.submit(recording));
   std::vector<double> device_seconds, host_seconds;
-  const Clock::time_point start = Clock::now();
-  while (device_seconds.size() < options.max_repeats &&
-         (device_seconds.size() < options.min_repeats || seconds_since(start) < options.seconds)) {
+  repeat(options, [&] {
     const Clock::time_point begin = Clock::now();
     device.wait(device.submit(recording));
     host_seconds.push_back(seconds_since(begin));
     device_seconds.push_back(recording.device_seconds());
-  }
+  });
   const Timing host = summarize(std::move(host_seconds), kWarmUp);
   const Timing on_device = summarize(std::move(device_seconds), kWarmUp);
   return {on_device.median > 0 ? on_device : host, host};  // a device without timestamps says 0
@@ -222,14 +228,12 @@ EmbedBench bench_embed(Esm2& model, std::span<const std::vector<int32_t>> sequen
     bench.batches += 1;
   });
   std::vector<double> host, device;
-  const Clock::time_point start = Clock::now();
-  while (host.size() < options.max_repeats &&
-         (host.size() < options.min_repeats || seconds_since(start) < options.seconds)) {
+  repeat(options, [&] {
     double on_device = 0;
     host.push_back(
         pass([&](const Batch&, const Forward& forward) { on_device += forward.recording().device_seconds(); }));
     device.push_back(on_device);
-  }
+  });
   bench.host = summarize(std::move(host), 1);
   bench.device = summarize(std::move(device), 1);
   if (options.profile)
@@ -381,8 +385,8 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
   return bench;
 }
 
-GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt,
-                             uint32_t length) {
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length,
+                             const BenchOptions& options) {
   constexpr uint32_t kMaxTokens = 16384;  // of a batch of prompts
   const Esm2Config& config = model.config();
   // One layer's tables serve for all: random statistics are as good for one as for another.
@@ -391,7 +395,10 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
   KvTables tables = random_kv_tables(preset, single);
   tables.layers.resize(tables.shared ? 1 : config.layers, tables.layers.front());
 
-  GenerateBench bench{.sequences = sequences, .prompt = prompt, .length = length};
+  GenerateBench bench;
+  bench.sequences = sequences;
+  bench.prompt = prompt;
+  bench.length = length;
   bench.planned_bytes = plan_memory(config, model.weights().dtype(), BatchShape::uniform(sequences, length), {},
                                     model.device().info(), &preset)
                             .total();
@@ -405,19 +412,29 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
     task.prompt.front() = Tokenizer::kCls;
     task.limit = length;
   }
-  const Clock::time_point start = Clock::now();
-  decoder.start(tasks, kMaxTokens);
-  bench.prefill_seconds = seconds_since(start);
   bench.steps = length - prompt;
   const double rows = 2.0 * sequences, cached = 0.5 * (prompt + length) * sequences;  // of a step; on the average
   const double token_bytes = kv_token_layer_bytes(preset.format(), config.heads, config.head_dim());
   bench.work.flops = 2.0 * double(config.parameter_count()) * rows + 8.0 * cached * config.hidden * config.layers;
   bench.work.bytes = double(Esm2Weights::bytes(config, model.weights().dtype())) + cached * token_bytes * config.layers;
-  const Clock::time_point begin = Clock::now();
-  Ticket last = 0;
-  for (uint64_t step = 0; step < bench.steps; ++step) last = decoder.submit();
-  decoder.wait(last);
-  bench.decode_seconds = seconds_since(begin);
+  const auto decode = [&](uint64_t steps) {
+    const Clock::time_point begin = Clock::now();
+    Ticket last = 0;
+    for (uint64_t step = 0; step < steps; ++step) last = decoder.submit();
+    decoder.wait(last);
+    return seconds_since(begin);
+  };
+  decoder.start(tasks, kMaxTokens);
+  decode(std::min<uint64_t>(bench.steps, kWarmUp));
+  std::vector<double> prefills, decodes;
+  repeat(options, [&] {
+    const Clock::time_point begin = Clock::now();
+    decoder.start(tasks, kMaxTokens);
+    prefills.push_back(seconds_since(begin));
+    decodes.push_back(decode(bench.steps));
+  });
+  bench.prefill = summarize(std::move(prefills), 1);
+  bench.decode = summarize(std::move(decodes), kWarmUp);
   return bench;
 }
 

@@ -131,17 +131,19 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
 
 struct GenerateBench {
   uint32_t sequences = 0, prompt = 0, length = 0;  // tokens, <cls> counted
-  double prefill_seconds = 0;                      // filling the cache from the prompts
-  double decode_seconds = 0;                       // of all steps, as the caller waits
+  Timing prefill;                                  // filling the cache from the prompts
+  Timing decode;                                   // of all steps, as the caller waits; a few of them warm up
   uint64_t steps = 0;
   uint64_t cache_bytes = 0;
   uint64_t planned_bytes = 0;  // plan_memory()'s total for these sequences
-  Work work{};                 // of a step: reads the weights, and the cache as far as it is filled on the average
-  double residues_per_second() const { return double(steps) * sequences / decode_seconds; }
+  Work work;                   // of a step: reads the weights, and the cache as far as it is filled on the average
+  double residues_per_second() const { return double(steps) * sequences / decode.median; }
+  double seconds_per_step() const { return decode.median / double(steps); }
 };
 // Decodes `sequences` sequences, all at once, from `prompt` to `length` tokens on a cache of this preset. What is drawn
 // is replaced by fixed random residues, so that none ends early.
-GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length);
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length,
+                             const BenchOptions& options);
 
 // The tables of a preset for a model that has no calibration, from random statistics: right in size and form.
 KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config);

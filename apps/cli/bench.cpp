@@ -170,7 +170,9 @@ void run_generate(const Options& o) {
   const Esm2Config config = o.common.config_of(o.size);
   const std::unique_ptr<Device> device = o.common.open();
   Esm2 model(*device, Esm2Weights::random(*device, config, o.common.parsed_dtype(), o.seed));
-  const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length);
+  BenchOptions options = o.bench;
+  options.min_repeats = 1;  // one is some hundreds of steps
+  const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length, options);
   const MemoryReport memory = device->memory();
   const Limits limits = o.measure_limits(*device);
   nlohmann::json json = bench_header(*device);
@@ -181,12 +183,13 @@ void run_generate(const Options& o) {
                       {"prompt", bench.prompt},
                       {"length", bench.length},
                       {"steps", bench.steps},
-                      {"prefill_s", bench.prefill_seconds},
-                      {"decode_s", bench.decode_seconds},
+                      {"prefill_time", to_json(bench.prefill)},
+                      {"decode_time", to_json(bench.decode)},
+                      {"step_s", bench.seconds_per_step()},
                       {"residues_per_second", bench.residues_per_second()},
                       {"cache_bytes", bench.cache_bytes},
                       {"planned_bytes", bench.planned_bytes}};
-  add_roofline(json["generate"], bench.work, bench.decode_seconds / double(bench.steps), limits);
+  add_roofline(json["generate"], bench.work, bench.seconds_per_step(), limits);
   add_limits(json, limits);
   json["memory"] = to_json(memory);
   o.common.write_json(json);
@@ -194,12 +197,13 @@ void run_generate(const Options& o) {
   fmt::print("generate {} {}, {} sequences from {} to {} tokens on {} (random weights)\n",
              o.size.empty() ? "model" : o.size, o.common.dtype, bench.sequences, bench.prompt, bench.length,
              preset.name);
-  fmt::print("  {} a step, {} residues/s; prompts {}\n", format_ms(bench.decode_seconds / double(bench.steps)),
-             format_count(bench.residues_per_second()), format_ms(bench.prefill_seconds));
+  fmt::print("  prompts {}\n  steps   {}\n", spread(bench.prefill), spread(bench.decode));
+  fmt::print("  {} a step, {} residues/s\n", format_ms(bench.seconds_per_step()),
+             format_count(bench.residues_per_second()));
   fmt::print("  memory {} at most, planned {} ({:+.1f} %); cache {}\n", format_bytes(memory.total.peak),
              format_bytes(bench.planned_bytes), 100 * (double(memory.total.peak) / double(bench.planned_bytes) - 1),
              format_bytes(bench.cache_bytes));
-  print_roofline(bench.work, bench.decode_seconds / double(bench.steps), limits);
+  print_roofline(bench.work, bench.seconds_per_step(), limits);
 }
 
 nlohmann::json to_json(const DecodeBench& bench) {
@@ -322,8 +326,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--length", generate->length, "Tokens at which it ends")->capture_default_str();
   command->add_option("--kv", generate->kv, "Preset of the KV cache")->capture_default_str()->type_name("PRESET");
   command->add_option("--seed", generate->seed, "Of the random weights")->capture_default_str();
-  generate->common.add_usual(*command);
-  generate->add_roofline(*command);
+  generate->common.add_model(*command);
+  generate->common.add_dtype(*command);
+  generate->add_timing(*command);
   command->callback([generate] { run_generate(*generate); });
 
   auto decode = std::make_shared<Options>();

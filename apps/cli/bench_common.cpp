@@ -8,16 +8,12 @@ namespace turboesm::cli {
 
 void BenchCommand::add_timing(CLI::App& command) {
   command.add_option("--seconds", bench.seconds, "Time to spend on repeats")->capture_default_str();
-  add_roofline(command);
-  common.add_device(command);
-  common.add_json(command);
-  common.add_quiet(command);
-}
-
-void BenchCommand::add_roofline(CLI::App& command) {
   command.add_flag("--roofline", roofline,
                    "Also measure the device's bandwidth (a copy) and rate (a large product), and say how much of the "
                    "faster possible time was reached, and which of the two sets it");
+  common.add_device(command);
+  common.add_json(command);
+  common.add_quiet(command);
 }
 
 Limits BenchCommand::measure_limits(Device& device) const {

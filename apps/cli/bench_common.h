@@ -15,8 +15,7 @@ struct BenchCommand {
   BenchOptions bench;
   bool roofline = false;
 
-  void add_timing(CLI::App& command);  // --seconds and the options that every benchmark has
-  void add_roofline(CLI::App& command);
+  void add_timing(CLI::App& command);  // --seconds, --roofline and what all commands have
 
   // Nothing without --roofline. To be called last: the measurement takes memory of its own.
   Limits measure_limits(Device& device) const;
