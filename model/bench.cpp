@@ -373,7 +373,9 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
   }
   operations.push_back(attention);
 
-  DecodeBench bench{preset, shape, 0, {}, {}, {}};
+  DecodeBench bench;
+  bench.preset = preset;
+  bench.shape = shape;
   bench.cache_bytes = uint64_t(kv_token_layer_bytes(cache.format(), shape.heads, d) * shape.sequences * shape.context);
   bench.work = {attention.flops(), double(bench.cache_bytes + q.bytes() + out.bytes())};
   bench.device = repeat(device, *device.record(operations), options).device;
