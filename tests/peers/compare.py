@@ -190,24 +190,25 @@ def decode_table(arguments, report, devices):
 
 
 def known_devices(arguments):
-    """[(spec, whether it is a GPU)] of all that can be used."""
+    """[(spec, kind)] of all that can be used."""
     output = subprocess.run([arguments.turboesm, "devices", "--json", "-"], capture_output=True, text=True)
     listed = json.loads(output.stdout)["devices"]
-    return [(d["spec"], d["kind"].endswith("GPU") and d["kind"] != "software GPU") for d in listed if not d["problem"]]
+    return [(d["spec"], d["kind"]) for d in listed if not d["problem"]]
 
 
 def is_gpu(known, device):
-    for spec, gpu in known:
+    for spec, kind in known:
         if spec == device or spec.startswith(device + ":"):
-            return gpu
+            return kind not in ["CPU", "software GPU"]
     sys.exit(f"{device}: there is no such device; turboesm devices lists those that can be used")
 
 
 def first_of_each(known):
-    """The first GPU of each back end, and what computes on the CPU."""
+    """The first device of each back end, but for software drivers."""
     chosen = {}
-    for spec, gpu in known:
-        chosen.setdefault((spec.split(":")[0], gpu), spec)
+    for spec, kind in known:
+        if kind != "software GPU":
+            chosen.setdefault(spec.split(":")[0], spec)
     return sorted(chosen.values())
 
 
@@ -217,7 +218,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--turboesm", default=str(ROOT / "build/release/bin/turboesm"))
-    parser.add_argument("--devices", help="comma-separated (default: the first of each kind that there is)")
+    parser.add_argument("--devices", help="comma-separated (default: the first of each back end, but for software drivers)")
     parser.add_argument("--proteins", help="FASTA file for the table of mixed lengths; without it there is none")
     parser.add_argument("--dtype", help="default: bf16 on GPUs, f32 on the CPU")
     parser.add_argument("--modes", default="eager,sdpa,compile", help="of PyTorch, as far as a shape has them")
