@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # bench-peers.sh [--python PROGRAM] [OPTION...]: PyTorch and turboesm side by side on this machine, in one run.
 # Writes peers.md (tables) and peers.json (all reports) to build/bench-peers. Takes the first GPU of each back end and
-# the CPU; with a GPU expect half an hour, most of which torch.compile takes. The options are those of
-# tests/peers/compare.py: --devices, --proteins FILE.fasta, --modes sdpa, --patience SECONDS, --out DIR ...
+# the CPU. The options are those of tests/peers/compare.py: --devices, --proteins FILE.fasta, --out DIR, --modes sdpa
+# (torch.compile takes most of the time), --patience SECONDS ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -242,7 +242,8 @@ def main():
         dtype = arguments.dtype or DTYPE[peer]
         if not group:
             continue
-        report.line(f"\n{', '.join(group)} beside PyTorch on {peer}\n")
+        there = "" if peer in arguments.peers else ", which this PyTorch or machine does not have"
+        report.line(f"\n{', '.join(group)} beside PyTorch on {peer}{there}\n")
         if "prefill" in arguments.tables:
             prefill_table(arguments, report, group, peer, dtype)
             report.line()
