@@ -3,14 +3,14 @@
 set(TURBOESM_COMMIT unknown)
 find_package(Git QUIET)
 if(Git_FOUND)
-  execute_process(COMMAND ${GIT_EXECUTABLE} rev-parse --show-toplevel --short=12 HEAD --git-path logs/HEAD
+  execute_process(COMMAND ${GIT_EXECUTABLE} rev-parse --show-toplevel --git-path logs/HEAD --short=12 HEAD
                   WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
                   OUTPUT_VARIABLE git_output ERROR_QUIET RESULT_VARIABLE git_result)
-  string(REGEX MATCH "^([^\n]+)\n([0-9a-f]+)\n([^\n]+)\n" git_match "${git_output}")
+  string(REGEX MATCH "^([^\n]+)\n([^\n]+)\n([0-9a-f]+)\n" git_match "${git_output}")
   # A tarball unpacked inside someone else's repository must not take that repository's commit for its own.
   if(git_result EQUAL 0 AND git_match AND CMAKE_MATCH_1 STREQUAL PROJECT_SOURCE_DIR)
-    set(TURBOESM_COMMIT ${CMAKE_MATCH_2})
-    get_filename_component(git_log ${CMAKE_MATCH_3} ABSOLUTE BASE_DIR ${PROJECT_SOURCE_DIR})
+    set(TURBOESM_COMMIT ${CMAKE_MATCH_3})
+    get_filename_component(git_log ${CMAKE_MATCH_2} ABSOLUTE BASE_DIR ${PROJECT_SOURCE_DIR})
     if(EXISTS ${git_log})
       set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${git_log})
     endif()

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "model/decoder.h"
+#include "model/packing.h"
 #include "model/plan.h"
 #include "model/tokenizer.h"
 #include "runtime/random.h"
@@ -16,51 +17,57 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-Timing summarize(std::vector<double> seconds) {
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+Timing summarize(std::vector<double> seconds, uint32_t warm_up) {
   std::sort(seconds.begin(), seconds.end());
-  return {seconds[seconds.size() / 2], seconds.front(), seconds.back(), uint32_t(seconds.size())};
+  return {seconds[seconds.size() / 2], seconds.front(), seconds.back(), uint32_t(seconds.size()), warm_up};
 }
 
 struct Timings {
   Timing device, host;
 };
 
-// Two runs to warm up (the first may still compile or page in), then repeats until the time is spent.
-Timings repeat(Device& device, Recording& recording, const BenchOptions& options) {
-  for (int i = 0; i < 2; ++i) device.wait(device.submit(recording));
-  std::vector<double> device_seconds, host_seconds;
+// Calls run() until the time is spent, as often as the options let it.
+template <class Run>
+void repeat(const BenchOptions& options, Run&& run) {
   const Clock::time_point start = Clock::now();
-  Clock::time_point now = start;
-  while (device_seconds.size() < options.max_repeats &&
-         (device_seconds.size() < options.min_repeats ||
-          std::chrono::duration<double>(now - start).count() < options.seconds)) {
+  for (uint32_t n = 0; n < options.max_repeats && (n < options.min_repeats || seconds_since(start) < options.seconds);
+       ++n)
+    run();
+}
+
+constexpr uint32_t kWarmUp = 2;  // the first run may still compile or page in
+
+Timings repeat(Device& device, Recording& recording, const BenchOptions& options) {
+  for (uint32_t i = 0; i < kWarmUp; ++i) device.wait(device.submit(recording));
+  std::vector<double> device_seconds, host_seconds;
+  repeat(options, [&] {
     const Clock::time_point begin = Clock::now();
     device.wait(device.submit(recording));
-    now = Clock::now();
-    host_seconds.push_back(std::chrono::duration<double>(now - begin).count());
+    host_seconds.push_back(seconds_since(begin));
     device_seconds.push_back(recording.device_seconds());
-  }
-  const Timing host = summarize(std::move(host_seconds));
-  const Timing on_device = summarize(std::move(device_seconds));
+  });
+  const Timing host = summarize(std::move(host_seconds), kWarmUp);
+  const Timing on_device = summarize(std::move(device_seconds), kWarmUp);
   return {on_device.median > 0 ? on_device : host, host};  // a device without timestamps says 0
 }
 
-// A batch of random residues, the same on every run.
-Batch random_batch(uint32_t sequences, uint32_t length) {
-  Batch batch;
-  std::vector<int32_t> ids(length);
-  for (uint32_t b = 0; b < sequences; ++b) {
-    for (uint32_t i = 0; i < length; ++i) ids[i] = int32_t(4 + pcg_hash(b * length + i) % 20);
-    ids.front() = Tokenizer::kCls;
-    ids.back() = Tokenizer::kEos;
-    batch.add(ids);
-  }
-  return batch;
-}
+// Each operand once.
+Work work_of(const Operation& operation) { return {flops(operation), double(bytes(operation))}; }
 
 bool is_product(const Operation& operation) {
   return std::holds_alternative<Linear>(operation) || std::holds_alternative<QkvRope>(operation) ||
          std::holds_alternative<Attention>(operation);
+}
+
+// A forward pass: its products, and the weights read once.
+Work forward_work(const Esm2& model, const Forward& forward) {
+  Work work;
+  for (const Operation& operation : forward.operations())
+    if (is_product(operation)) work.flops += flops(operation);
+  work.bytes = double(Esm2Weights::bytes(model.config(), model.weights().dtype()));
+  return work;
 }
 
 }  // namespace
@@ -131,7 +138,7 @@ Operation make_product(Device& device, Tensors& tensors, const LinearShape& s) {
 LinearBench bench_linear(Device& device, const LinearShape& shape, const BenchOptions& options) {
   Tensors tensors(device);
   const std::array operations{make_product(device, tensors, shape)};
-  return {shape, repeat(device, *device.record(operations), options).device,
+  return {shape, work_of(operations.front()), repeat(device, *device.record(operations), options).device,
           time_variants(device, operations, options)};
 }
 
@@ -149,8 +156,20 @@ AttentionBench bench_attention(Device& device, const AttentionShape& shape, cons
                                       RandomNormal{v, 3, 1.0f}});
   const std::array<Operation, 1> operations{Attention{q, k, v, cu_seqlens, out, tokens, sequences, heads, head_dim,
                                                       length, double(length) * length * sequences}};
-  return {shape, flops(operations.front()), repeat(device, *device.record(operations), options).device,
+  return {shape, work_of(operations.front()), repeat(device, *device.record(operations), options).device,
           time_variants(device, operations, options)};
+}
+
+Batch random_batch(uint32_t sequences, uint32_t length) {
+  Batch batch;
+  std::vector<int32_t> ids(length);
+  for (uint32_t b = 0; b < sequences; ++b) {
+    for (uint32_t i = 0; i < length; ++i) ids[i] = int32_t(4 + pcg_hash(b * length + i) % 20);
+    ids.front() = Tokenizer::kCls;
+    ids.back() = Tokenizer::kEos;
+    batch.add(ids);
+  }
+  return batch;
 }
 
 PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options,
@@ -165,16 +184,64 @@ PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, con
   bench.shape = batch.shape;
   bench.device = timings.device;
   bench.host = timings.host;
-  for (const Operation& operation : forward.operations())
-    if (is_product(operation)) bench.flops += flops(operation);
-  bench.bytes = Esm2Weights::bytes(model.config(), model.weights().dtype()) +
-                uint64_t(batch.shape.tokens) * model.config().vocab * 4;
+  bench.work = forward_work(model, forward);
+  bench.work.bytes += 4.0 * batch.shape.tokens * model.config().vocab;
+  if (cache) bench.work.bytes += double(kv_cache_bytes(cache->format(), model.config(), sequences, length));
   if (options.profile) {
     Forward profiled = model.prepare(batch, outputs, {.profile = true});
     profiled.upload(batch);
     for (int i = 0; i < 3; ++i) profiled.run();
     bench.profile.add(profiled.operations(), profiled.recording().operation_seconds());
   }
+  return bench;
+}
+
+EmbedBench bench_embed(Esm2& model, std::span<const std::vector<int32_t>> sequences, uint32_t max_tokens,
+                       const BenchOptions& options) {
+  std::vector<uint32_t> lengths;
+  for (const std::vector<int32_t>& ids : sequences) lengths.push_back(uint32_t(ids.size()));
+  const std::vector<uint32_t> order = longest_first(lengths);
+  const ForwardOptions outputs{.layers = {model.config().layers}, .means = true};
+
+  EmbedBench bench;
+  const auto pass = [&](auto&& visit, const RecordOptions& record = {}) {
+    const Clock::time_point begin = Clock::now();
+    for (std::span<const uint32_t> left = order; !left.empty();) {
+      const size_t count = batch_size(lengths, left, max_tokens, kMaxBatchSequences);
+      Batch batch;
+      for (const uint32_t i : left.first(count)) batch.add(sequences[i]);
+      left = left.subspan(count);
+      Forward forward = model.prepare(batch, outputs, record);
+      forward.upload(batch);
+      forward.run();
+      forward.download();
+      visit(batch, forward);
+    }
+    return seconds_since(begin);
+  };
+  bench.first_seconds = pass([&](const Batch& batch, const Forward& forward) {
+    const Work work = forward_work(model, forward);
+    bench.work.flops += work.flops;
+    bench.work.bytes += work.bytes + 4.0 * batch.shape.sequences * model.config().hidden;
+    bench.sequences += batch.shape.sequences;
+    bench.tokens += batch.shape.tokens;
+    bench.batches += 1;
+  });
+  std::vector<double> host, device;
+  repeat(options, [&] {
+    double on_device = 0;
+    host.push_back(
+        pass([&](const Batch&, const Forward& forward) { on_device += forward.recording().device_seconds(); }));
+    device.push_back(on_device);
+  });
+  bench.host = summarize(std::move(host), 1);
+  bench.device = summarize(std::move(device), 1);
+  if (options.profile)
+    pass(
+        [&](const Batch&, const Forward& forward) {
+          bench.profile.add(forward.operations(), forward.recording().operation_seconds());
+        },
+        {.profile = true});
   return bench;
 }
 
@@ -306,8 +373,11 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
   }
   operations.push_back(attention);
 
-  DecodeBench bench{preset, shape, 0, {}, {}};
+  DecodeBench bench;
+  bench.preset = preset;
+  bench.shape = shape;
   bench.cache_bytes = uint64_t(kv_token_layer_bytes(cache.format(), shape.heads, d) * shape.sequences * shape.context);
+  bench.work = {attention.flops(), double(bench.cache_bytes + q.bytes() + out.bytes())};
   bench.device = repeat(device, *device.record(operations), options).device;
   if (options.profile) {
     const auto profiled = device.record(operations, {.profile = true});
@@ -317,8 +387,8 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
   return bench;
 }
 
-GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt,
-                             uint32_t length) {
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length,
+                             const BenchOptions& options) {
   constexpr uint32_t kMaxTokens = 16384;  // of a batch of prompts
   const Esm2Config& config = model.config();
   // One layer's tables serve for all: random statistics are as good for one as for another.
@@ -327,7 +397,10 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
   KvTables tables = random_kv_tables(preset, single);
   tables.layers.resize(tables.shared ? 1 : config.layers, tables.layers.front());
 
-  GenerateBench bench{.sequences = sequences, .prompt = prompt, .length = length};
+  GenerateBench bench;
+  bench.sequences = sequences;
+  bench.prompt = prompt;
+  bench.length = length;
   bench.planned_bytes = plan_memory(config, model.weights().dtype(), BatchShape::uniform(sequences, length), {},
                                     model.device().info(), &preset)
                             .total();
@@ -341,18 +414,29 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
     task.prompt.front() = Tokenizer::kCls;
     task.limit = length;
   }
-  const auto seconds_since = [](Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-  };
-  const Clock::time_point start = Clock::now();
-  decoder.start(tasks, kMaxTokens);
-  bench.prefill_seconds = seconds_since(start);
   bench.steps = length - prompt;
-  const Clock::time_point begin = Clock::now();
-  Ticket last = 0;
-  for (uint64_t step = 0; step < bench.steps; ++step) last = decoder.submit();
-  decoder.wait(last);
-  bench.decode_seconds = seconds_since(begin);
+  const double rows = 2.0 * sequences, cached = 0.5 * (prompt + length) * sequences;  // of a step; on the average
+  const double token_bytes = kv_token_layer_bytes(preset.format(), config.heads, config.head_dim());
+  bench.work.flops = 2.0 * double(config.parameter_count()) * rows + 8.0 * cached * config.hidden * config.layers;
+  bench.work.bytes = double(Esm2Weights::bytes(config, model.weights().dtype())) + cached * token_bytes * config.layers;
+  const auto decode = [&](uint64_t steps) {
+    const Clock::time_point begin = Clock::now();
+    Ticket last = 0;
+    for (uint64_t step = 0; step < steps; ++step) last = decoder.submit();
+    decoder.wait(last);
+    return seconds_since(begin);
+  };
+  decoder.start(tasks, kMaxTokens);
+  decode(std::min<uint64_t>(bench.steps, kWarmUp));
+  std::vector<double> prefills, decodes;
+  repeat(options, [&] {
+    const Clock::time_point begin = Clock::now();
+    decoder.start(tasks, kMaxTokens);
+    prefills.push_back(seconds_since(begin));
+    decodes.push_back(decode(bench.steps));
+  });
+  bench.prefill = summarize(std::move(prefills), 1);
+  bench.decode = summarize(std::move(decodes), kWarmUp);
   return bench;
 }
 
@@ -362,11 +446,12 @@ bool runs_on_gpu(const Device& device) {
 
 DeviceLimits measure_limits(Device& device, DType dtype) {
   const bool gpu = runs_on_gpu(device);
-  const BenchOptions options{.seconds = 0.3, .min_repeats = 3};
+  const BenchOptions options{.seconds = 0.1, .min_repeats = 3};
   const CopyBench copy = bench_copy(device, gpu ? uint64_t(1) << 30 : uint64_t(128) << 20, options);
-  const uint32_t scale = gpu && dtype != DType::f32 ? 1 : gpu ? 4 : 16;
-  const LinearBench linear = bench_linear(device, {.rows = 16384 / scale, .dtype = dtype}, options);
-  return {copy.bytes_per_second(), linear.flops_per_second()};
+  const uint32_t side = !gpu ? 2048 : dtype == DType::f32 ? 4096 : 8192;
+  const LinearShape product{.rows = side, .inputs = side, .outputs = side, .dtype = dtype};
+  const LinearBench linear = bench_linear(device, product, options);
+  return {copy.work().bytes / copy.device.fastest, linear.work.flops / linear.device.fastest};
 }
 
 }  // namespace turboesm

@@ -9,6 +9,7 @@
 #include "model/esm2.h"
 #include "model/kv_cache.h"
 #include "model/profile.h"
+#include "model/roofline.h"
 
 // The measurements behind `turboesm bench`. Each warms up, repeats and takes the median; buffers are larger than any
 // last-level cache where bandwidth is the question.
@@ -16,7 +17,7 @@ namespace turboesm {
 
 struct Timing {
   double median = 0, fastest = 0, slowest = 0;  // seconds
-  uint32_t repeats = 0;
+  uint32_t repeats = 0, warm_up = 0;            // runs measured, and run before them
 };
 
 struct BenchOptions {
@@ -37,7 +38,8 @@ struct VariantTiming {
 struct CopyBench {
   uint64_t bytes = 0;  // of the source
   Timing device;
-  double bytes_per_second() const { return 2.0 * double(bytes) / device.median; }  // read and written
+  Work work() const { return {0, 2.0 * double(bytes)}; }  // read and written
+  double bytes_per_second() const { return work().bytes / device.median; }
 };
 // Copies a buffer of `bytes` to another inside the device.
 CopyBench bench_copy(Device& device, uint64_t bytes, const BenchOptions& options);
@@ -53,6 +55,7 @@ struct LinearShape {
 };
 struct LinearBench {
   LinearShape shape;
+  Work work;
   Timing device;
   std::vector<VariantTiming> variants;  // with BenchOptions::variants
   double flops_per_second() const { return shape.flops() / device.median; }
@@ -66,27 +69,44 @@ struct AttentionShape {
 };
 struct AttentionBench {
   AttentionShape shape;
-  double flops = 0;
+  Work work;
   Timing device;
   std::vector<VariantTiming> variants;  // with BenchOptions::variants
-  double flops_per_second() const { return flops / device.median; }
+  double flops_per_second() const { return work.flops / device.median; }
 };
 AttentionBench bench_attention(Device& device, const AttentionShape& shape, const BenchOptions& options);
 
+// A batch of random residues between <cls> and <eos>, the same on every run.
+Batch random_batch(uint32_t sequences, uint32_t length);
+
 struct PrefillBench {
   BatchShape shape;
-  Timing device;       // on the device's clock
-  Timing host;         // from submission to completion, as the caller waits
-  double flops = 0;    // of products (linear layers and attention), multiply and add counted as two
-  uint64_t bytes = 0;  // fewest that must move: weights once, logits written
-  Profile profile;     // with BenchOptions::profile
+  Timing device;    // on the device's clock
+  Timing host;      // from submission to completion, as the caller waits
+  Work work;        // products (linear layers and attention); the weights read once, the logits written
+  Profile profile;  // with BenchOptions::profile
   double residues_per_second() const { return double(shape.tokens - 2 * shape.sequences) / device.median; }
-  double flops_per_second() const { return flops / device.median; }
+  double flops_per_second() const { return work.flops / device.median; }
 };
 // The whole forward pass to the logits for `sequences` of `length` tokens (<cls> and <eos> counted), random residues;
 // with `cache`, of as many sequences and that capacity, also filling it.
 PrefillBench bench_prefill(Esm2& model, uint32_t sequences, uint32_t length, const BenchOptions& options,
                            const KvCache* cache = nullptr);
+
+struct EmbedBench {
+  uint64_t sequences = 0, tokens = 0, batches = 0;  // tokens: <cls> and <eos> counted
+  double first_seconds = 0;  // the first pass, which records and compiles for shapes that are new to the device
+  Timing host;               // of the passes that follow: token ids to means in host memory, as the caller waits
+  Timing device;             // what the batches took of that on the device's clock
+  Work work;                 // as PrefillBench's without logits; every batch reads the weights
+  Profile profile;           // with BenchOptions::profile
+  double tokens_per_second() const { return double(tokens) / host.median; }
+  double residues_per_second() const { return double(tokens - 2 * sequences) / host.median; }
+};
+// What `embed` does with these sequences of token ids (<cls> and <eos> included) between the files that it reads and
+// writes: the longest first, in batches of at most max_tokens, recorded, run, and their mean embeddings fetched.
+EmbedBench bench_embed(Esm2& model, std::span<const std::vector<int32_t>> sequences, uint32_t max_tokens,
+                       const BenchOptions& options);
 
 struct DecodeShape {
   uint32_t sequences = 1, context = 1024;  // every sequence has `context` cached tokens
@@ -98,6 +118,7 @@ struct DecodeBench {
   KvPreset preset;
   DecodeShape shape;
   uint64_t cache_bytes = 0;  // that attention reads: codes, scales and signs of all cached tokens
+  Work work;                 // scores and weighted values; the cache and the queries read, the outputs written
   Timing device;
   Profile profile;  // with BenchOptions::profile
   double bytes_per_second() const { return double(cache_bytes) / device.median; }
@@ -110,16 +131,19 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
 
 struct GenerateBench {
   uint32_t sequences = 0, prompt = 0, length = 0;  // tokens, <cls> counted
-  double prefill_seconds = 0;                      // filling the cache from the prompts
-  double decode_seconds = 0;                       // of all steps, as the caller waits
+  Timing prefill;                                  // filling the cache from the prompts
+  Timing decode;                                   // of all steps, as the caller waits; a few of them warm up
   uint64_t steps = 0;
   uint64_t cache_bytes = 0;
   uint64_t planned_bytes = 0;  // plan_memory()'s total for these sequences
-  double residues_per_second() const { return double(steps) * sequences / decode_seconds; }
+  Work work;                   // of a step: reads the weights, and the cache as far as it is filled on the average
+  double residues_per_second() const { return double(steps) * sequences / decode.median; }
+  double seconds_per_step() const { return decode.median / double(steps); }
 };
 // Decodes `sequences` sequences, all at once, from `prompt` to `length` tokens on a cache of this preset. What is drawn
 // is replaced by fixed random residues, so that none ends early.
-GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length);
+GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t sequences, uint32_t prompt, uint32_t length,
+                             const BenchOptions& options);
 
 // The tables of a preset for a model that has no calibration, from random statistics: right in size and form.
 KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config);
@@ -127,12 +151,8 @@ KvTables random_kv_tables(const KvPreset& preset, const Esm2Config& config);
 // A GPU of its own, and not a driver that computes on the CPU: what sizes of measurements depend on.
 bool runs_on_gpu(const Device& device);
 
-// What this device was measured to do at best: the two limits of the roofline. The product's shape is that of a large
-// model's feed-forward layer on a GPU, smaller on the CPU and on a software driver.
-struct DeviceLimits {
-  double bytes_per_second = 0;
-  double flops_per_second = 0;  // of a linear layer in this dtype
-};
+// The fastest of a few runs each: a copy of buffers larger than any last-level cache and a large square product in this
+// dtype; smaller ones on the CPU and on a software driver than on a GPU.
 DeviceLimits measure_limits(Device& device, DType dtype);
 
 }  // namespace turboesm

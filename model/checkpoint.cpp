@@ -152,6 +152,12 @@ const TensorEntry& Checkpoint::require(std::string_view name, std::span<const ui
   return entry;
 }
 
+uint64_t Checkpoint::data_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& [name, location] : tensors_) bytes += location.entry->data.size();
+  return bytes;
+}
+
 std::string Checkpoint::hash() const {
   uint64_t hash = 0;
   const auto mix = [&hash](std::span<const std::byte> bytes) { hash = xxh64(bytes, hash); };

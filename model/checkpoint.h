@@ -34,6 +34,8 @@ class Checkpoint {
   // spelling, hash alike. Reads all weights (several GB/s once they are in memory): call it once.
   std::string hash() const;
 
+  uint64_t data_bytes() const;  // of all tensors, as stored
+
   const std::filesystem::path& directory() const { return directory_; }
   const Esm2Config& config() const { return config_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
-#include <numeric>
 #include <optional>
 #include <unordered_set>
 
+#include "model/packing.h"
 #include "runtime/error.h"
 #include "runtime/platform.h"
 
@@ -47,7 +47,8 @@ class Embedder {
     forward_.hidden = options.residues || options.bos;
     forward_.logits = options.logits;
     forward_.contacts = options.contacts;
-    max_sequences_ = options.contacts ? 64 : 4096;  // contacts take operations for each sequence and layer
+    max_sequences_ =
+        options.contacts ? 64 : kMaxBatchSequences;  // contacts take operations for each sequence and layer
     budget_ = options.max_tokens ? options.max_tokens : default_max_tokens(model.device().info());
   }
 
@@ -125,19 +126,13 @@ class Embedder {
 
   template <class Tell>
   void run_window(std::vector<Item>& window, Tell&& tell) {
-    std::vector<uint32_t> order(window.size());
-    std::iota(order.begin(), order.end(), 0u);
-    // The longest first: what does not fit in memory fails before the rest is computed.
-    std::stable_sort(order.begin(), order.end(),
-                     [&](uint32_t a, uint32_t b) { return window[a].ids.size() > window[b].ids.size(); });
-    for (size_t begin = 0; begin < order.size();) {
-      size_t end = begin;
-      uint64_t tokens = 0;
-      while (end < order.size() && end - begin < max_sequences_ &&
-             (end == begin || tokens + window[order[end]].ids.size() <= budget_))
-        tokens += window[order[end++]].ids.size();
-      run_batch(window, std::span(order).subspan(begin, end - begin));
-      begin = end;
+    std::vector<uint32_t> lengths;
+    for (const Item& item : window) lengths.push_back(uint32_t(item.ids.size()));
+    const std::vector<uint32_t> order = longest_first(lengths);
+    for (std::span<const uint32_t> left = order; !left.empty();) {
+      const size_t count = batch_size(lengths, left, budget_, max_sequences_);
+      run_batch(window, left.first(count));
+      left = left.subspan(count);
       tell();
     }
   }

@@ -126,7 +126,9 @@ Forward Esm2::prepare(const Batch& batch, const ForwardOptions& options, const R
   place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, Workspace{}, sizes);
   workspace_.reserve(*device_, sizes);
   forward.tensors_ = place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, workspace_, sizes);
-  device_->upload<float>(forward.tensors_.rope_table, rope_table(batch.shape.max_length, config().head_dim()));
+  const uint64_t angles = forward.tensors_.rope_table.count;
+  if (rope_table_.size() < angles) rope_table_ = rope_table(batch.shape.max_length, config().head_dim());
+  device_->upload<float>(forward.tensors_.rope_table, std::span(rope_table_).first(angles));
   forward.operations_ = forward_operations(weights_, forward.tensors_, batch.shape, batch.cu_seqlens, options);
   forward.recording_ = device_->record(forward.operations_, record);
   return forward;

@@ -142,6 +142,7 @@ class Esm2 {
   Device* device_;
   Esm2Weights weights_;
   Workspace workspace_;
+  std::vector<float> rope_table_;  // of the longest batch so far; a shorter one's is its beginning
 };
 
 // What q, k and v are stored as in a model of this dtype.

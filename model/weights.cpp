@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "runtime/cpu/thread_pool.h"
 #include "runtime/error.h"
 
 namespace turboesm {
@@ -99,30 +100,49 @@ uint64_t published_row(uint64_t row, uint32_t head_dim) {
   return row - i + i / 2 + i % 2 * (head_dim / 2);
 }
 
-// Converts `entry` to the tensor's dtype and uploads it as the elements from `first` on.
-void upload(Device& device, const Tensor& tensor, uint64_t first, const TensorEntry& entry, uint32_t rope_head_dim) {
-  const DType from = *runtime_dtype(entry.dtype);
-  const uint64_t width = size_of(tensor.dtype);
-  const uint64_t run = rope_head_dim ? entry.elements() / entry.shape[0] : entry.elements();  // stays together
-  device.upload(*tensor.buffer, tensor.offset + first * width, entry.elements() * width,
-                [&](std::span<std::byte> chunk, uint64_t offset) {
-                  const uint64_t begin = offset / width, end = begin + chunk.size() / width;
-                  for (uint64_t at = begin, next; at < end; at = next) {
-                    next = std::min(end, (at / run + 1) * run);
-                    const uint64_t source =
-                        rope_head_dim ? published_row(at / run, rope_head_dim) * run + at % run : at;
-                    convert(from, entry.data.data() + source * size_of(from), tensor.dtype,
-                            chunk.data() + (at - begin) * width, next - at);
-                  }
-                });
-}
+// Reads, converts and uploads. One thread is held up by page faults on the mapped file and by the conversion: all take
+// part in filling a chunk.
+class Uploader {
+ public:
+  Uploader(Device& device, const Checkpoint& checkpoint) : device_(device), checkpoint_(checkpoint) {}
 
-void upload(Device& device, const Checkpoint& checkpoint, const std::vector<Part>& parts) {
-  for (const Part& part : parts)
-    for (size_t i = 0; i < part.sources.size(); ++i)
-      upload(device, *part.tensor, i * part.source_elements(), checkpoint.require(part.sources[i].name, part.shape),
-             part.sources[i].rope_head_dim);
-}
+  void operator()(const std::vector<Part>& parts) {
+    for (const Part& part : parts)
+      for (size_t i = 0; i < part.sources.size(); ++i)
+        upload(*part.tensor, i * part.source_elements(), checkpoint_.require(part.sources[i].name, part.shape),
+               part.sources[i].rope_head_dim);
+  }
+
+ private:
+  // Uploads `entry` as the elements from `first` on.
+  void upload(const Tensor& tensor, uint64_t first, const TensorEntry& entry, uint32_t rope_head_dim) {
+    constexpr uint64_t kGrain = 1 << 16;  // elements
+    const uint64_t width = size_of(tensor.dtype);
+    device_.upload(*tensor.buffer, tensor.offset + first * width, entry.elements() * width,
+                   [&](std::span<std::byte> chunk, uint64_t offset) {
+                     threads_.for_each(chunk.size() / width, kGrain, [&](uint64_t begin, uint64_t end) {
+                       fill(chunk.data() + begin * width, tensor.dtype, entry, rope_head_dim, offset / width + begin,
+                            offset / width + end);
+                     });
+                   });
+  }
+
+  // Writes the elements [begin, end) of what becomes of `entry` on the device.
+  static void fill(std::byte* to, DType dtype, const TensorEntry& entry, uint32_t rope_head_dim, uint64_t begin,
+                   uint64_t end) {
+    const DType from = *runtime_dtype(entry.dtype);
+    const uint64_t run = rope_head_dim ? entry.elements() / entry.shape[0] : entry.elements();  // stays together
+    for (uint64_t at = begin, next; at < end; at = next) {
+      next = std::min(end, (at / run + 1) * run);
+      const uint64_t source = rope_head_dim ? published_row(at / run, rope_head_dim) * run + at % run : at;
+      convert(from, entry.data.data() + source * size_of(from), dtype, to + (at - begin) * size_of(dtype), next - at);
+    }
+  }
+
+  Device& device_;
+  const Checkpoint& checkpoint_;
+  cpu::ThreadPool threads_{0};
+};
 
 void make_random(const std::vector<Part>& parts, uint32_t& seed, std::vector<Operation>& operations) {
   constexpr float kStddev = 0.02f;
@@ -172,10 +192,11 @@ Esm2Weights Esm2Weights::load(Device& device, const Checkpoint& checkpoint, DTyp
       for (const Source& source : part.sources) checkpoint.require(source.name, part.shape);
 
   weights.allocate(device);
-  upload(device, checkpoint, shared_parts(weights, config));
+  Uploader upload(device, checkpoint);
+  upload(shared_parts(weights, config));
   for (uint32_t i = 0; i < config.layers; ++i) {
     LayerWeights& layer = weights.layers[i];
-    upload(device, checkpoint, layer_parts(layer, config, i));
+    upload(layer_parts(layer, config, i));
     std::vector<float> contact(config.heads, 0.0f);
     if (regression) {
       const DType from = *runtime_dtype(regression->dtype);

@@ -23,36 +23,40 @@ std::optional<DType> parse_dtype(std::string_view name) {
   return std::nullopt;
 }
 
+namespace {
+
+// `yes` where `condition`, else `no`, without a branch: compilers turn loops over the conversions into vector code
+// then, which they do not where a floating-point sum is in one branch only.
+uint32_t pick(bool condition, uint32_t yes, uint32_t no) { return no ^ ((yes ^ no) & (0u - uint32_t(condition))); }
+
+}  // namespace
+
 uint16_t f16_from_f32(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);   // NaN
-  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds to 65536 or more: infinity
-  if (magnitude < 0x38800000u) {
-    // Below 2^-14 the result is subnormal: adding 0.5 lines the float's last bit up with 2^-24 and rounds to even.
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return uint16_t(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
-  }
-  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return uint16_t(sign | ((rounded - 0x38000000u) >> 13));
+  const uint32_t rounded = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  // Below 2^-14 the result is subnormal: adding 0.5 lines the float's last bit up with 2^-24 and rounds to even.
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t finite = pick(magnitude < 0x38800000u, subnormal, rounded);
+  const uint32_t special = pick(magnitude > 0x7f800000u, 0x7e00u, 0x7c00u);  // NaN, infinity
+  return uint16_t(sign | pick(magnitude >= 0x477ff000u, special, finite));   // 65520 and more round to infinity
 }
 
 float f32_from_f16(uint16_t bits) {
   const uint32_t sign = uint32_t(bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  if (magnitude < 0x400u) {
-    const float value = float(magnitude) * 0x1p-24f;
-    return sign ? -value : value;
-  }
-  return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+  const uint32_t subnormal = std::bit_cast<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f);
+  const uint32_t normal = (magnitude << 13) + 0x38000000u;
+  const uint32_t special = 0x7f800000u | (magnitude << 13);  // infinity, NaN
+  const uint32_t finite = pick(magnitude < 0x400u, subnormal, normal);
+  return std::bit_cast<float>(sign | pick(magnitude >= 0x7c00u, special, finite));
 }
 
 uint16_t bf16_from_f32(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
-  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u), quiet = bits | 0x400000u;
+  return uint16_t(pick((bits & 0x7fffffffu) > 0x7f800000u, quiet, rounded) >> 16);
 }
 
 float f32_from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
@@ -79,16 +83,15 @@ void convert(DType from, const void* source, DType to, void* destination, size_t
     std::memcpy(destination, source, count * size_of(from));
     return;
   }
-  const auto widen = [from](uint16_t bits) { return from == DType::f16 ? f32_from_f16(bits) : f32_from_bf16(bits); };
-  if (from == DType::f32 && to == DType::f16)
-    return convert_each<float, uint16_t>(source, destination, count, f16_from_f32);
-  if (from == DType::f32 && to == DType::bf16)
-    return convert_each<float, uint16_t>(source, destination, count, bf16_from_f32);
-  if (to == DType::f32 && from != DType::i32) return convert_each<uint16_t, float>(source, destination, count, widen);
-  if (from == DType::f16 && to == DType::bf16)
+  const auto is = [&](DType a, DType b) { return from == a && to == b; };
+  if (is(DType::f32, DType::f16)) return convert_each<float, uint16_t>(source, destination, count, f16_from_f32);
+  if (is(DType::f32, DType::bf16)) return convert_each<float, uint16_t>(source, destination, count, bf16_from_f32);
+  if (is(DType::f16, DType::f32)) return convert_each<uint16_t, float>(source, destination, count, f32_from_f16);
+  if (is(DType::bf16, DType::f32)) return convert_each<uint16_t, float>(source, destination, count, f32_from_bf16);
+  if (is(DType::f16, DType::bf16))
     return convert_each<uint16_t, uint16_t>(source, destination, count,
                                             [](uint16_t b) { return bf16_from_f32(f32_from_f16(b)); });
-  if (from == DType::bf16 && to == DType::f16)
+  if (is(DType::bf16, DType::f16))
     return convert_each<uint16_t, uint16_t>(source, destination, count,
                                             [](uint16_t b) { return f16_from_f32(f32_from_bf16(b)); });
   throw_error(ErrorKind::usage, "[convert] no conversion from {} to {}", name_of(from), name_of(to));

@@ -83,4 +83,12 @@ std::filesystem::path unique_sibling(const std::filesystem::path& path);
 uint64_t total_memory_bytes();
 uint64_t available_memory_bytes();
 
+// Main memory that this process has, in bytes; zeros when the system does not say.
+struct ProcessMemory {
+  uint64_t peak = 0;    // most at any time, `mapped` included
+  uint64_t own = 0;     // now, in no file
+  uint64_t mapped = 0;  // now, pages of mapped files: the system's own copy of them, which it gives up on demand
+};
+ProcessMemory process_memory();
+
 }  // namespace turboesm

@@ -218,6 +218,11 @@ uint64_t available_memory_bytes() {
   const uint64_t held = use - std::min(use, cache);
   return std::min(available, *limit - std::min(*limit, held));
 }
+
+ProcessMemory process_memory() {
+  const auto field = [](std::string_view key) { return read_number("/proc/self/status", key).value_or(0) * 1024; };
+  return {field("VmHWM:"), field("RssAnon:"), field("RssFile:")};
+}
 #else
 uint64_t total_memory_bytes() {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
@@ -225,6 +230,8 @@ uint64_t total_memory_bytes() {
 }
 
 uint64_t available_memory_bytes() { return 0; }
+
+ProcessMemory process_memory() { return {}; }
 #endif
 
 }  // namespace turboesm

@@ -142,4 +142,6 @@ uint64_t available_memory_bytes() {
   return ::GlobalMemoryStatusEx(&status) ? status.ullAvailPhys : 0;
 }
 
+ProcessMemory process_memory() { return {}; }
+
 }  // namespace turboesm

@@ -2,18 +2,14 @@
 
 #include <fmt/format.h>
 
+#include "apps/cli/bench_common.h"
 #include "apps/cli/commands.h"
-#include "apps/cli/common.h"
-#include "model/bench.h"
 #include "runtime/error.h"
-#include "version.h"
 
 namespace turboesm::cli {
 namespace {
 
-struct Options {
-  Common common;
-  BenchOptions bench;
+struct Options : BenchCommand {
   uint64_t megabytes = 0;
   LinearShape linear;
   AttentionShape attention;
@@ -23,30 +19,13 @@ struct Options {
   DecodeShape decode;
 };
 
-nlohmann::json to_json(const Timing& t) {
-  return {{"median_s", t.median}, {"fastest_s", t.fastest}, {"slowest_s", t.slowest}, {"repeats", t.repeats}};
-}
+using cli::to_json;
 
 nlohmann::json to_json(const std::vector<VariantTiming>& variants) {
   nlohmann::json json = nlohmann::json::array();
   for (const VariantTiming& variant : variants)
     json.push_back({{"name", variant.name}, {"time", to_json(variant.device)}});
   return json;
-}
-
-nlohmann::json header(const Device& device) {
-  return {{"turboesm", fmt::format("{} ({})", TURBOESM_VERSION, TURBOESM_COMMIT)},
-          {"device", cli::to_json(device.info())}};
-}
-
-std::string format_ms(double seconds) {
-  const double ms = seconds * 1e3;
-  return fmt::format("{:.{}f} ms", ms, ms < 1 ? 4 : ms < 100 ? 3 : 1);
-}
-
-std::string spread(const Timing& t) {
-  return fmt::format("{} (median of {}, {} to {})", format_ms(t.median), t.repeats, format_ms(t.fastest),
-                     format_ms(t.slowest));
 }
 
 void print_variants(const std::vector<VariantTiming>& variants, double flops) {
@@ -70,13 +49,17 @@ void run_copy(const Options& o) {
   const std::unique_ptr<Device> device = o.common.open();
   const uint64_t megabytes = o.megabytes ? o.megabytes : runs_on_gpu(*device) ? 1024 : 256;
   const CopyBench bench = bench_copy(*device, megabytes << 20, o.bench);
-  nlohmann::json json = header(*device);
+  const Limits limits = o.measure_limits(*device);
+  nlohmann::json json = bench_header(*device);
   json["copy"] = {
       {"bytes", bench.bytes}, {"bytes_per_second", bench.bytes_per_second()}, {"time", to_json(bench.device)}};
+  add_roofline(json["copy"], bench.work(), bench.device.median, limits);
+  add_limits(json, limits);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("copy of {}: {}, {:.1f} GB/s read and written\n", format_bytes(bench.bytes), spread(bench.device),
              bench.bytes_per_second() / 1e9);
+  print_roofline(bench.work(), bench.device.median, limits);
 }
 
 void run_linear(const Options& o) {
@@ -89,16 +72,20 @@ void run_linear(const Options& o) {
                 shape.outputs);
   const std::unique_ptr<Device> device = o.common.open();
   const LinearBench bench = bench_linear(*device, shape, o.bench);
-  nlohmann::json json = header(*device);
+  const Limits limits = o.measure_limits(*device);
+  nlohmann::json json = bench_header(*device);
   json["linear"] = {{"rows", shape.rows},           {"inputs", shape.inputs},
                     {"outputs", shape.outputs},     {"dtype", o.common.dtype},
                     {"epilogue", shape.epilogue},   {"flops_per_second", bench.flops_per_second()},
                     {"time", to_json(bench.device)}};
+  add_roofline(json["linear"], bench.work, bench.device.median, limits);
+  add_limits(json, limits);
   json["variants"] = to_json(bench.variants);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("linear {} x {} x {} {} {}: {}, {:.2f} TFLOP/s\n", shape.rows, shape.inputs, shape.outputs, o.common.dtype,
              shape.epilogue, spread(bench.device), bench.flops_per_second() / 1e12);
+  print_roofline(bench.work, bench.device.median, limits);
   print_variants(bench.variants, shape.flops());
 }
 
@@ -110,34 +97,34 @@ void run_attention(const Options& o) {
     throw_error(ErrorKind::usage, "--heads must be at least 1, --head-dim a multiple of 8 and at most 256");
   const std::unique_ptr<Device> device = o.common.open();
   const AttentionBench bench = bench_attention(*device, shape, o.bench);
-  nlohmann::json json = header(*device);
+  const Limits limits = o.measure_limits(*device);
+  nlohmann::json json = bench_header(*device);
   json["attention"] = {{"batch", shape.sequences},     {"length", shape.length},
                        {"heads", shape.heads},         {"head_dim", shape.head_dim},
                        {"dtype", o.common.dtype},      {"flops_per_second", bench.flops_per_second()},
                        {"time", to_json(bench.device)}};
+  add_roofline(json["attention"], bench.work, bench.device.median, limits);
+  add_limits(json, limits);
   json["variants"] = to_json(bench.variants);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("attention {} x {}, {} heads of {}, {}: {}, {:.2f} TFLOP/s\n", shape.sequences, shape.length, shape.heads,
              shape.head_dim, o.common.dtype, spread(bench.device), bench.flops_per_second() / 1e12);
-  print_variants(bench.variants, bench.flops);
+  print_roofline(bench.work, bench.device.median, limits);
+  print_variants(bench.variants, bench.work.flops);
 }
 
 void run_prefill(const Options& o) {
   check_batch(o.batch, o.length);
-  const DType dtype = o.common.parsed_dtype();
   const Esm2Config config = o.common.config_of(o.size);
   const std::unique_ptr<Device> device = o.common.open();
-  const DeviceLimits limits = measure_limits(*device, dtype);
-  Esm2 model(*device, Esm2Weights::random(*device, config, dtype, o.seed));
+  Esm2 model(*device, Esm2Weights::random(*device, config, o.common.parsed_dtype(), o.seed));
   BenchOptions options = o.bench;
   options.profile = o.common.profile;
   const PrefillBench bench = bench_prefill(model, o.batch, o.length, options);
 
-  const double product_floor = bench.flops / limits.flops_per_second;
-  const double memory_floor = double(bench.bytes) / limits.bytes_per_second;
-  const double floor = std::max(product_floor, memory_floor);
-  nlohmann::json json = header(*device);
+  nlohmann::json json = bench_header(*device);
+  json["memory"] = to_json(device->memory());
   json["prefill"] = {{"parameters", config.parameter_count()},
                      {"size", o.size},
                      {"dtype", o.common.dtype},
@@ -146,18 +133,8 @@ void run_prefill(const Options& o) {
                      {"device_time", to_json(bench.device)},
                      {"host_time", to_json(bench.host)},
                      {"residues_per_second", bench.residues_per_second()},
-                     {"flops", bench.flops},
-                     {"flops_per_second", bench.flops_per_second()},
-                     {"floor_s", floor},
-                     {"share_of_limit", floor / bench.device.median}};
-  json["limits"] = {{"bytes_per_second", limits.bytes_per_second}, {"flops_per_second", limits.flops_per_second}};
-  json["memory"] = cli::to_json(device->memory());
-  for (const auto& row : bench.profile.rows())
-    json["profile"].push_back({{"operation", row.name},
-                               {"count", row.count},
-                               {"seconds", row.seconds},
-                               {"flops", row.flops},
-                               {"bytes", row.bytes}});
+                     {"flops_per_second", bench.flops_per_second()}};
+  if (o.common.profile) json["profile"] = to_json(bench.profile);
   std::optional<PrefillBench> filling;
   if (!o.kv.empty()) {
     const KvCache cache(*device, config, random_kv_tables(parse_kv_preset(o.kv), config), o.batch, o.length);
@@ -166,6 +143,10 @@ void run_prefill(const Options& o) {
                        {"device_time", to_json(filling->device)},
                        {"share", filling->device.median / bench.device.median - 1}};
   }
+  const Limits limits = o.measure_limits(*device);
+  add_limits(json, limits);
+  add_roofline(json["prefill"], bench.work, bench.device.median, limits);
+  if (filling) add_roofline(json["filling"], filling->work, filling->device.median, limits);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("prefill {} {}, {} x {} tokens (random weights)\n", o.size.empty() ? "model" : o.size, o.common.dtype,
@@ -173,13 +154,11 @@ void run_prefill(const Options& o) {
   fmt::print("  device  {}\n  host    {}\n", spread(bench.device), spread(bench.host));
   fmt::print("  {} residues/s, {:.2f} TFLOP/s\n", format_count(bench.residues_per_second()),
              bench.flops_per_second() / 1e12);
-  fmt::print("  floor   {}: {:.1f} % reached (products {} at {:.2f} TFLOP/s, memory {} at {:.0f} GB/s, as measured)\n",
-             format_ms(floor), 100 * floor / bench.device.median, format_ms(product_floor),
-             limits.flops_per_second / 1e12, format_ms(memory_floor), limits.bytes_per_second / 1e9);
+  print_roofline(bench.work, bench.device.median, limits);
   if (filling)
     fmt::print("  filling a {} cache: {}, {:+.1f} %\n", o.kv, spread(filling->device),
                100 * (filling->device.median / bench.device.median - 1));
-  if (o.common.profile) print_profile(filling ? filling->profile : bench.profile);
+  if (o.common.profile) print_profile(filling ? filling->profile : bench.profile, limits);
 }
 
 void run_generate(const Options& o) {
@@ -191,9 +170,12 @@ void run_generate(const Options& o) {
   const Esm2Config config = o.common.config_of(o.size);
   const std::unique_ptr<Device> device = o.common.open();
   Esm2 model(*device, Esm2Weights::random(*device, config, o.common.parsed_dtype(), o.seed));
-  const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length);
+  BenchOptions options = o.bench;
+  options.min_repeats = 1;  // one is some hundreds of steps
+  const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length, options);
   const MemoryReport memory = device->memory();
-  nlohmann::json json = header(*device);
+  const Limits limits = o.measure_limits(*device);
+  nlohmann::json json = bench_header(*device);
   json["generate"] = {{"size", o.size},
                       {"dtype", o.common.dtype},
                       {"kv", preset.name},
@@ -201,30 +183,34 @@ void run_generate(const Options& o) {
                       {"prompt", bench.prompt},
                       {"length", bench.length},
                       {"steps", bench.steps},
-                      {"prefill_s", bench.prefill_seconds},
-                      {"decode_s", bench.decode_seconds},
+                      {"prefill_time", to_json(bench.prefill)},
+                      {"decode_time", to_json(bench.decode)},
+                      {"step_s", bench.seconds_per_step()},
                       {"residues_per_second", bench.residues_per_second()},
                       {"cache_bytes", bench.cache_bytes},
                       {"planned_bytes", bench.planned_bytes}};
-  json["memory"] = cli::to_json(memory);
+  add_roofline(json["generate"], bench.work, bench.seconds_per_step(), limits);
+  add_limits(json, limits);
+  json["memory"] = to_json(memory);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("generate {} {}, {} sequences from {} to {} tokens on {} (random weights)\n",
              o.size.empty() ? "model" : o.size, o.common.dtype, bench.sequences, bench.prompt, bench.length,
              preset.name);
-  fmt::print("  {} a step, {} residues/s; prompts {}\n", format_ms(bench.decode_seconds / double(bench.steps)),
-             format_count(bench.residues_per_second()), format_ms(bench.prefill_seconds));
+  fmt::print("  prompts {}\n  steps   {}\n", spread(bench.prefill), spread(bench.decode));
+  fmt::print("  {} a step, {} residues/s\n", format_ms(bench.seconds_per_step()),
+             format_count(bench.residues_per_second()));
   fmt::print("  memory {} at most, planned {} ({:+.1f} %); cache {}\n", format_bytes(memory.total.peak),
              format_bytes(bench.planned_bytes), 100 * (double(memory.total.peak) / double(bench.planned_bytes) - 1),
              format_bytes(bench.cache_bytes));
+  print_roofline(bench.work, bench.seconds_per_step(), limits);
 }
 
-nlohmann::json to_json(const DecodeBench& bench, double copy) {
+nlohmann::json to_json(const DecodeBench& bench) {
   return {{"kv", bench.preset.name},
           {"bits_per_value", kv_bits_per_value(bench.preset.format(), bench.shape.head_dim)},
           {"cache_bytes", bench.cache_bytes},
           {"bytes_per_second", bench.bytes_per_second()},
-          {"share_of_copy", bench.bytes_per_second() / copy},
           {"time", to_json(bench.device)}};
 }
 
@@ -232,43 +218,41 @@ void run_decode(const Options& o) {
   const std::vector<KvPreset> presets = parse_kv_presets(o.kv + ",f16");
   check_decode(o.decode);
   const std::unique_ptr<Device> device = o.common.open();
-  const DType dtype = o.common.parsed_dtype();
-  const double copy = measure_limits(*device, DType::f32).bytes_per_second;
   BenchOptions options = o.bench;
   options.profile = o.common.profile;
   std::vector<DecodeBench> rows;
   for (const KvPreset& preset : presets) {
     if (&preset == &presets.back() && rows.back().preset.name == preset.name) break;  // f16 was asked for
-    rows.push_back(bench_decode(*device, preset, o.decode, dtype, options));
+    rows.push_back(bench_decode(*device, preset, o.decode, o.common.parsed_dtype(), options));
   }
-  nlohmann::json json = header(*device);
+  nlohmann::json json = bench_header(*device);
   json["shape"] = {{"batch", o.decode.sequences},   {"context", o.decode.context}, {"heads", o.decode.heads},
                    {"head_dim", o.decode.head_dim}, {"queries", o.decode.queries}, {"dtype", o.common.dtype}};
-  json["copy_bytes_per_second"] = copy;
-  for (const DecodeBench& row : rows) json["decode"].push_back(to_json(row, copy));
+  const Limits limits = o.measure_limits(*device);
+  add_limits(json, limits);
+  for (const DecodeBench& row : rows) {
+    json["decode"].push_back(to_json(row));
+    add_roofline(json["decode"].back(), row.work, row.device.median, limits);
+  }
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("decode attention of one layer: {} sequences x {} cached tokens, {} heads of {}, {} quer{} a sequence\n",
              o.decode.sequences, o.decode.context, o.decode.heads, o.decode.head_dim, o.decode.queries,
              o.decode.queries == 1 ? "y" : "ies");
-  std::vector<std::vector<std::string>> table{{"cache", "bits", "us", "fastest", "slowest", "MB", "GB/s", "of copy"}};
+  std::vector<std::vector<std::string>> table{{"cache", "bits", "us", "fastest", "slowest", "MB", "GB/s"}};
   for (const DecodeBench& row : rows)
     table.push_back({row.preset.name, fmt::format("{:.3f}", kv_bits_per_value(row.preset.format(), row.shape.head_dim)),
                      fmt::format("{:.1f}", row.device.median * 1e6), fmt::format("{:.1f}", row.device.fastest * 1e6),
                      fmt::format("{:.1f}", row.device.slowest * 1e6),
                      fmt::format("{:.1f}", double(row.cache_bytes) / 1e6),
-                     fmt::format("{:.0f}", row.bytes_per_second() / 1e9),
-                     fmt::format("{:.1f} %", 100 * row.bytes_per_second() / copy)});
+                     fmt::format("{:.0f}", row.bytes_per_second() / 1e9)});
+  add_columns(table.front(), roofline_heading(limits));
+  for (size_t i = 0; i < rows.size(); ++i)
+    add_columns(table[i + 1], roofline_cells(rows[i].work, rows[i].device.median, limits));
   print_table(table);
+  print_limits(limits);
   if (o.common.profile)
-    for (const DecodeBench& row : rows) print_profile(row.profile);
-}
-
-void add_timing(CLI::App& command, Options& o) {
-  command.add_option("--seconds", o.bench.seconds, "Time to spend on repeats")->capture_default_str();
-  o.common.add_device(command);
-  o.common.add_json(command);
-  o.common.add_quiet(command);
+    for (const DecodeBench& row : rows) print_profile(row.profile, limits);
 }
 
 void add_tune(CLI::App& command, Options& o) {
@@ -289,7 +273,7 @@ void add_bench(CLI::App& app) {
   auto copy = std::make_shared<Options>();
   CLI::App* command = bench->add_subcommand("copy", "Memory bandwidth: a copy inside the device");
   command->add_option("--megabytes", copy->megabytes, "Size of the source (default: 1024, on the CPU 256)");
-  add_timing(*command, *copy);
+  copy->add_timing(*command);
   command->callback([copy] { run_copy(*copy); });
 
   auto linear = std::make_shared<Options>();
@@ -302,7 +286,7 @@ void add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"bias", "gelu", "residual", "rope"}));
   add_tune(*command, *linear);
   linear->common.add_dtype(*command);
-  add_timing(*command, *linear);
+  linear->add_timing(*command);
   command->callback([linear] { run_linear(*linear); });
 
   auto attention = std::make_shared<Options>();
@@ -313,7 +297,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--head-dim", attention->attention.head_dim, "Values of a head")->capture_default_str();
   add_tune(*command, *attention);
   attention->common.add_dtype(*command);
-  add_timing(*command, *attention);
+  attention->add_timing(*command);
   command->callback([attention] { run_attention(*attention); });
 
   auto prefill = std::make_shared<Options>();
@@ -326,8 +310,11 @@ void add_bench(CLI::App& app) {
   prefill->common.add_model(*command);
   prefill->common.add_dtype(*command);
   prefill->common.add_profile(*command);
-  add_timing(*command, *prefill);
+  prefill->add_timing(*command);
   command->callback([prefill] { run_prefill(*prefill); });
+
+  add_bench_embed(*bench);
+  add_bench_load(*bench);
 
   auto generate = std::make_shared<Options>();
   generate->kv = kDefaultKvPreset;
@@ -339,7 +326,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--length", generate->length, "Tokens at which it ends")->capture_default_str();
   command->add_option("--kv", generate->kv, "Preset of the KV cache")->capture_default_str()->type_name("PRESET");
   command->add_option("--seed", generate->seed, "Of the random weights")->capture_default_str();
-  generate->common.add_usual(*command);
+  generate->common.add_model(*command);
+  generate->common.add_dtype(*command);
+  generate->add_timing(*command);
   command->callback([generate] { run_generate(*generate); });
 
   auto decode = std::make_shared<Options>();
@@ -354,7 +343,7 @@ void add_bench(CLI::App& app) {
       ->capture_default_str();
   decode->common.add_dtype(*command);
   decode->common.add_profile(*command);
-  add_timing(*command, *decode);
+  decode->add_timing(*command);
   command->callback([decode] { run_decode(*decode); });
 }
 

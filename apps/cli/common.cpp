@@ -74,7 +74,7 @@ std::unique_ptr<Device> Common::open() const {
   options.matrix_cores = !plain_kernels;
   options.tf32 = dtype == kTf32;
   options.threads = threads;
-  options.cache_dir = user_cache_dir();
+  if (!no_pipeline_cache) options.cache_dir = user_cache_dir();
   OpenedDevice opened = open_device(device, options);
   if (options.tf32 && !opened.device->info().spec.starts_with("cuda"))
     throw_error(ErrorKind::usage, "--dtype {}: {} does not have it, only CUDA devices do", kTf32,
@@ -123,12 +123,31 @@ void print_table(const std::vector<std::vector<std::string>>& rows) {
   }
 }
 
-void print_profile(const Profile& profile) {
+std::vector<std::string> roofline_heading(const Limits& limits) {
+  if (!limits) return {};
+  return {"memory ms", "arithmetic ms", "bound by", "reached"};
+}
+
+std::vector<std::string> roofline_cells(const Work& work, double seconds, const Limits& limits) {
+  if (!limits) return {};
+  const Roofline floors = roofline(work, *limits);
+  return {fmt::format("{:.4f}", floors.memory * 1e3), fmt::format("{:.4f}", floors.arithmetic * 1e3),
+          std::string(floors.bound_by()), fmt::format("{:.1f} %", 100 * floors.floor() / seconds)};
+}
+
+void add_columns(std::vector<std::string>& row, const std::vector<std::string>& columns) {
+  row.insert(row.end(), columns.begin(), columns.end());
+}
+
+void print_profile(const Profile& profile, const Limits& limits) {
   std::vector<std::vector<std::string>> table{{"operation", "count", "ms", "TFLOP/s", "GB/s"}};
-  for (const Profile::Row& row : profile.rows())
+  add_columns(table.front(), roofline_heading(limits));
+  for (const Profile::Row& row : profile.rows()) {
     table.push_back({row.name, std::to_string(row.count), fmt::format("{:.3f}", row.seconds * 1e3),
                      fmt::format("{:.2f}", row.flops / row.seconds / 1e12),
                      fmt::format("{:.0f}", double(row.bytes) / row.seconds / 1e9)});
+    add_columns(table.back(), roofline_cells({row.flops, double(row.bytes)}, row.seconds, limits));
+  }
   print_table(table);
 }
 

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 
 #include "model/checkpoint.h"
 #include "model/profile.h"
+#include "model/roofline.h"
 #include "runtime/backend.h"
 #include "runtime/format.h"
 
@@ -24,6 +26,7 @@ struct Common {
   bool quiet = false;
   bool profile = false;
   bool plain_kernels = false;
+  bool no_pipeline_cache = false;
   uint32_t threads = 0;  // of the CPU back end; 0: one a core
 
   void add_model(CLI::App& app);
@@ -56,8 +59,16 @@ void write_text(const std::string& name, const std::string& text);
 // Columns padded to their widest cell; the first left-aligned, the others right-aligned.
 void print_table(const std::vector<std::vector<std::string>>& rows);
 
-// A row for each kind of operation: count, time, rates.
-void print_profile(const Profile& profile);
+// The device's limits where --roofline asked for them.
+using Limits = std::optional<DeviceLimits>;
+
+// The roofline's columns of a table, none without limits: the heading's cells, and those of a row that took `seconds`.
+std::vector<std::string> roofline_heading(const Limits& limits);
+std::vector<std::string> roofline_cells(const Work& work, double seconds, const Limits& limits);
+void add_columns(std::vector<std::string>& row, const std::vector<std::string>& columns);
+
+// A row for each kind of operation: count, time, rates, the roofline.
+void print_profile(const Profile& profile, const Limits& limits = {});
 
 nlohmann::json to_json(const DeviceInfo& info);
 nlohmann::json to_json(const MemoryReport& report);

@@ -1,3 +1,5 @@
+#include <future>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -34,14 +36,15 @@ void apply_include(Options& o) {
 }
 
 // What a reader of the file needs to know where its numbers come from.
-std::map<std::string, std::string> metadata(const Options& o, const Checkpoint& checkpoint, const Device& device,
-                                            const EmbedReport& report, const std::vector<std::string>& keys) {
+std::map<std::string, std::string> metadata(const Options& o, const Checkpoint& checkpoint, const std::string& hash,
+                                            const Device& device, const EmbedReport& report,
+                                            const std::vector<std::string>& keys) {
   const auto list = [](const auto& values) {
     return nlohmann::json(values).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   };
   return {{"ids", list(keys)},
           {"model", (checkpoint.directory() / "").parent_path().filename().string()},
-          {"model_hash", checkpoint.hash()},
+          {"model_hash", hash},
           {"dtype", o.common.dtype},
           {"device", device.info().spec + " " + device.info().name},
           {"include", list(o.include)},
@@ -112,6 +115,8 @@ void run(Options& o) {
   const Checkpoint checkpoint = Checkpoint::open(o.common.model_directory());
   const std::unique_ptr<Device> device = o.common.open();
   Esm2 model(*device, Esm2Weights::load(*device, checkpoint, o.common.parsed_dtype()));
+  // It reads all weights once more, which takes a large model as long as its first proteins.
+  std::future<std::string> hash = std::async(std::launch::async, [&] { return checkpoint.hash(); });
 
   std::vector<std::string> keys;
   EmbedReport report;
@@ -125,7 +130,7 @@ void run(Options& o) {
         },
         keys);
   }
-  output.finish(metadata(o, checkpoint, *device, report, keys));
+  output.finish(metadata(o, checkpoint, hash.get(), *device, report, keys));
   report_changes(o, report);
   const MemoryReport memory = device->memory();
   if (!o.common.quiet) print_summary(report, memory);

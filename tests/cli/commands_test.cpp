@@ -168,7 +168,7 @@ TEST_CASE("bench linear reports operations per second", "[cli]") {
 
 TEST_CASE("bench prefill reports speed, limits and memory", "[cli]") {
   const json report = run_json({"bench", "prefill", "--size", "8M", "--device", "cpu", "--batch", "2", "--length", "18",
-                                "--seconds", "0.01", "--profile"});
+                                "--seconds", "0.01", "--profile", "--roofline"});
   const json& prefill = report.at("prefill");
   CHECK(prefill.at("size") == "8M");
   CHECK(prefill.at("batch") == 2);

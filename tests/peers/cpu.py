@@ -20,61 +20,17 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from esm_torch import DEFAULT_MODEL, DTYPES, ROOT, mean_embeddings, read_fasta, token_ids
+
 BUDGETS = [1024, 2048, 4096, 8192, 16384]
-PAD, CLS, EOS, UNK = 1, 0, 2, 3
 
 
-def read_fasta(path):
-    """[(id, sequence)] in the file's order."""
-    records = []
-    for line in open(path):
-        if line.startswith(">"):
-            records.append((line[1:].split()[0], []))
-        else:
-            records[-1][1].append(line.strip())
-    return [(name, "".join(parts).upper()) for name, parts in records]
+def load_model(model, dtype, attention):
+    import torch
+    from transformers import EsmModel
 
-
-def batches(tokens, budget):
-    """Lists of indices, the longest sequences first; a batch of n sequences counts as n times its longest."""
-    result, current = [], []
-    for i in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
-        if current and len(tokens[current[0]]) * (len(current) + 1) > budget:
-            result.append(current)
-            current = []
-        current.append(i)
-    return result + [current]
-
-
-class Peer:
-    def __init__(self, model, dtype, attention):
-        import torch
-        from transformers import EsmModel
-
-        kind = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self.torch = torch
-        self.model = EsmModel.from_pretrained(
-            model, add_pooling_layer=False, attn_implementation=attention, dtype=kind
-        ).eval()
-
-    def means(self, tokens, budget):
-        """(seconds, means [N, H] in the order of `tokens`)."""
-        torch = self.torch
-        start, results = time.monotonic(), [None] * len(tokens)
-        with torch.inference_mode():
-            for members in batches(tokens, budget):
-                longest = len(tokens[members[0]])
-                ids = torch.full((len(members), longest), PAD)
-                for row, i in enumerate(members):
-                    ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
-                mask = (ids != PAD).long()
-                hidden = self.model(ids, attention_mask=mask).last_hidden_state.float()
-                residues = ((ids != PAD) & (ids != CLS) & (ids != EOS)).unsqueeze(-1)
-                sums = (hidden * residues).sum(1) / residues.sum(1)
-                for row, i in enumerate(members):
-                    results[i] = sums[row]
-        return time.monotonic() - start, torch.stack(results)
+    kind = getattr(torch, DTYPES[dtype])
+    return EsmModel.from_pretrained(model, add_pooling_layer=False, attn_implementation=attention, dtype=kind).eval()
 
 
 def worker(arguments):
@@ -82,15 +38,11 @@ def worker(arguments):
     import torch
 
     torch.set_num_threads(arguments.threads)
-    vocabulary = {token: i for i, token in enumerate((arguments.model / "vocab.txt").read_text().split())}
-    tokens = [
-        [CLS, *(vocabulary.get(residue, UNK) for residue in sequence), EOS]
-        for _, sequence in read_fasta(arguments.fasta)[:: arguments.every]
-    ]
-    peer = Peer(arguments.model, arguments.dtype, arguments.attention)
-    peer.means(tokens[:4], 1024)  # what is made once
+    tokens = token_ids(read_fasta(arguments.fasta)[:: arguments.every], arguments.model)
+    model = load_model(arguments.model, arguments.dtype, arguments.attention)
+    mean_embeddings(model, tokens[:4], 1024, "cpu")  # what is made once
     for budget in arguments.budgets:
-        seconds, means = peer.means(tokens, budget)
+        seconds, means = mean_embeddings(model, tokens, budget, "cpu")
         print(json.dumps({"budget": budget, "seconds": seconds, "tokens": sum(map(len, tokens))}), flush=True)
     if arguments.out:
         torch.save(means, arguments.out)
@@ -164,7 +116,7 @@ def work(arguments, lengths):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("fasta")
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "model/pretrained/swissprot_t8_14M")
+    parser.add_argument("--model", type=pathlib.Path, default=DEFAULT_MODEL)
     parser.add_argument("--turboesm", default=ROOT / "build/release/bin/turboesm")
     parser.add_argument("--devices", default="cpu", help="of turboesm, comma-separated")
     parser.add_argument("--dtypes", default="f32,bf16")

@@ -1,7 +1,9 @@
 #include "runtime/platform.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include <catch2/catch_test_macros.hpp>
 
@@ -28,6 +30,27 @@ TEST_CASE("a mapped file has the file's bytes, also after a move", "[unit][platf
   CHECK(std::memcmp(second.bytes().data(), content.data(), content.size()) == 0);
   CHECK(first.bytes().empty());
 }
+
+#ifdef __linux__
+TEST_CASE("a process's memory is its own or that of files, and the peak stays", "[unit][platform]") {
+  constexpr uint64_t kSize = 64 << 20, kSlack = 8 << 20;
+  const test::TemporaryFolder folder;
+  const ProcessMemory before = process_memory();
+  {
+    std::vector<char> own(kSize, 'x');
+    const ProcessMemory with = process_memory();
+    CHECK(with.own > before.own + kSize - kSlack);
+    CHECK(with.mapped < before.mapped + kSlack);
+    folder.write("file", std::string_view(own.data(), own.size()));
+  }
+  CHECK(process_memory().own < before.own + kSlack);
+  CHECK(process_memory().peak > before.own + before.mapped + kSize - kSlack);
+  const MappedFile file = MappedFile::open(folder / "file");
+  CHECK(process_memory().mapped < before.mapped + kSlack);
+  CHECK(std::ranges::count(file.bytes(), std::byte('x')) == kSize);
+  CHECK(process_memory().mapped > before.mapped + kSize - kSlack);
+}
+#endif
 
 TEST_CASE("what cannot be mapped is named", "[unit][platform]") {
   const test::TemporaryFolder folder;

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include "tests/options.h"
 
@@ -17,9 +18,10 @@ class HostBuffer final : public Buffer {
   std::vector<std::byte> bytes;
 };
 
-// Host memory, uploaded to in chunks that begin and end anywhere inside a row.
-class SmallChunksDevice final : public Device {
+// Host memory, uploaded to in chunks of so many bytes.
+class ChunksDevice final : public Device {
  public:
+  explicit ChunksDevice(uint64_t chunk) : chunk_(chunk) {}
   const DeviceInfo& info() const override { return info_; }
   MemoryReport memory() const override { return {}; }
   std::unique_ptr<Buffer> allocate(uint64_t size, MemoryLabel label) override {
@@ -27,9 +29,8 @@ class SmallChunksDevice final : public Device {
   }
   using Device::upload;
   void upload(Buffer& buffer, uint64_t offset, uint64_t size, const FillChunk& fill) override {
-    constexpr uint64_t kChunk = 20;
     const std::span<std::byte> bytes = std::span(static_cast<HostBuffer&>(buffer).bytes).subspan(offset, size);
-    for (uint64_t done = 0; done < size; done += kChunk) fill(bytes.subspan(done, std::min(kChunk, size - done)), done);
+    for (uint64_t done = 0; done < size; done += chunk_) fill(bytes.subspan(done, std::min(chunk_, size - done)), done);
   }
   void download(const Buffer&, uint64_t, std::span<std::byte>) override { unused(); }
   std::unique_ptr<Recording> record(std::span<const Operation>, const RecordOptions&) override { unused(); }
@@ -38,6 +39,7 @@ class SmallChunksDevice final : public Device {
 
  private:
   [[noreturn]] static void unused() { throw std::logic_error("loading weights does not compute"); }
+  uint64_t chunk_;
   DeviceInfo info_;
 };
 
@@ -72,10 +74,14 @@ std::vector<float> interleaved(const std::vector<float>& rows, uint64_t width, u
 }  // namespace
 
 TEST_CASE("weights are loaded as published, but for the order of query's and key's rows", "[unit]") {
-  const Checkpoint checkpoint = Checkpoint::open(test_options().source_dir / "tests/fixtures/golden/tiny_hd24");
+  // Small chunks, which begin and end inside a row, and whole tensors, which several threads fill: 65,536 elements
+  // each, which are no whole rows of the second model.
+  const auto [model, chunk] = GENERATE(table<const char*, uint64_t>(
+      {{"tests/fixtures/golden/tiny_hd24", 20}, {"model/pretrained/swissprot_t8_14M", 16u << 20}}));
+  const Checkpoint checkpoint = Checkpoint::open(test_options().source_dir / model);
   const uint64_t hidden = checkpoint.config().hidden, head_dim = checkpoint.config().head_dim();
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-    SmallChunksDevice device;
+    ChunksDevice device(chunk);
     const Esm2Weights weights = Esm2Weights::load(device, checkpoint, dtype);
     const auto joint = [&](const std::string& what, uint64_t width, DType stored) {
       std::vector<float> all =
