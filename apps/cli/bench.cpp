@@ -134,7 +134,6 @@ void run_prefill(const Options& o) {
                      {"host_time", to_json(bench.host)},
                      {"residues_per_second", bench.residues_per_second()},
                      {"flops_per_second", bench.flops_per_second()}};
-  if (o.common.profile) json["profile"] = to_json(bench.profile);
   std::optional<PrefillBench> filling;
   if (!o.kv.empty()) {
     const KvCache cache(*device, config, random_kv_tables(parse_kv_preset(o.kv), config), o.batch, o.length);
@@ -146,6 +145,7 @@ void run_prefill(const Options& o) {
   const Limits limits = o.measure_limits(*device);
   add_limits(json, limits);
   add_roofline(json["prefill"], bench.work, bench.device.median, limits);
+  if (o.common.profile) json["profile"] = to_json(bench.profile, limits);
   if (filling) add_roofline(json["filling"], filling->work, filling->device.median, limits);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;

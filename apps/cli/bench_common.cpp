@@ -34,14 +34,12 @@ nlohmann::json to_json(const Timing& t) {
           {"warm_up", t.warm_up}};
 }
 
-nlohmann::json to_json(const Profile& profile) {
+nlohmann::json to_json(const Profile& profile, const Limits& limits) {
   nlohmann::json rows = nlohmann::json::array();
-  for (const Profile::Row& row : profile.rows())
-    rows.push_back({{"operation", row.name},
-                    {"count", row.count},
-                    {"seconds", row.seconds},
-                    {"flops", row.flops},
-                    {"bytes", row.bytes}});
+  for (const Profile::Row& row : profile.rows()) {
+    rows.push_back({{"operation", row.name}, {"count", row.count}, {"seconds", row.seconds}});
+    add_roofline(rows.back(), {row.flops, double(row.bytes)}, row.seconds, limits);
+  }
   return rows;
 }
 

@@ -28,7 +28,7 @@ void add_bench_load(CLI::App& bench);
 // Program and device: where the figures of a report come from.
 nlohmann::json bench_header(const Device& device);
 nlohmann::json to_json(const Timing& timing);
-nlohmann::json to_json(const Profile& profile);
+nlohmann::json to_json(const Profile& profile, const Limits& limits);  // its rows, each with its roofline
 
 std::string format_ms(double seconds);
 std::string format_rate(double flops_per_second);  // in TFLOP/s, or in GFLOP/s below one

@@ -52,7 +52,7 @@ void run(const Options& o) {
          {"flops_per_second", bench.work.flops / bench.host.median}};
   add_roofline(row, bench.work, bench.host.median, limits);
   add_limits(json, limits);
-  if (o.common.profile) json["profile"] = to_json(bench.profile);
+  if (o.common.profile) json["profile"] = to_json(bench.profile, limits);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
   fmt::print("embed {} {}, {} sequences of {} tokens in {} batches of at most {} (random weights)\n",

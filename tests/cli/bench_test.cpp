@@ -118,6 +118,8 @@ TEST_CASE("bench embed packs a file's proteins as embed does", "[cli]") {
   const double means = 4.0 * 7 * 64, weights = report.at("memory").at("weights").at("peak");
   check_roofline(report, row, row.at("flops"), double(row.at("batches")) * weights + means, seconds);
   CHECK(!report.at("profile").empty());
+  for (const json& operation : report.at("profile"))
+    check_roofline(report, operation, operation.at("flops"), operation.at("least_bytes"), operation.at("seconds"));
 
   const ProcessResult embedded = run(embed_arguments(fasta, folder / "out.safetensors") +
                                      Arguments{"--max-tokens", "100", "--quiet", "--json", "-"});
