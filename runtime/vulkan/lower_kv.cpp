@@ -98,7 +98,9 @@ Dispatch lower_many(const KvAppend& a, const Traits& traits) {
                                    std::max(steps, 1u));
   const uint32_t run = std::max(ceil_div(steps, runs), 1u);
   Dispatch result =
-      dispatch(matrix ? "kv_append_many_coopmat" : "kv_append_many_plain",
+      dispatch(matrix            ? "kv_append_many_coopmat"
+               : traits.software ? "kv_append_many_plain_rolled"
+                                 : "kv_append_many_plain",
                {id_of(DType::f16), kManyThreads, kUnit, a.head_dim, k.segments, k.bits[0], k.bits[1], k.scale_bits,
                 uint32_t(k.scale), v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale),
                 flags(k, a.k_side), flags(v, a.v_side)},
