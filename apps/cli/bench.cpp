@@ -16,6 +16,7 @@ struct Options {
   BenchOptions bench;
   uint64_t megabytes = 0;
   LinearShape linear;
+  bool tune = false;
   AttentionShape attention;
   std::string size;
   uint32_t batch = 1, length = 1024, prompt = 1, seed = 1;
@@ -55,6 +56,13 @@ void print_variants(const std::vector<VariantTiming>& variants, double flops) {
                flops / variant.device.median / 1e12);
 }
 
+void print_rates(Device& device) {
+  const std::string rates = device.tune();
+  if (rates.empty())
+    throw_error(ErrorKind::usage, "--tune: {} chooses its kernels by no file of rates", device.info().spec);
+  fmt::print("{}", rates);
+}
+
 void check_decode(const DecodeShape& shape) {
   if (shape.sequences == 0 || shape.context == 0 || shape.heads == 0 || shape.queries == 0 || shape.queries > 4)
     throw_error(ErrorKind::usage, "--batch, --context and --heads must be at least 1, --queries from 1 to 4");
@@ -88,6 +96,7 @@ void run_linear(const Options& o) {
     throw_error(ErrorKind::usage, "--outputs {}: with --epilogue rope a multiple of 192, three times heads of 64",
                 shape.outputs);
   const std::unique_ptr<Device> device = o.common.open();
+  if (o.tune) return print_rates(*device);
   const LinearBench bench = bench_linear(*device, shape, o.bench);
   nlohmann::json json = header(*device);
   json["linear"] = {{"rows", shape.rows},           {"inputs", shape.inputs},
@@ -271,10 +280,10 @@ void add_timing(CLI::App& command, Options& o) {
   o.common.add_quiet(command);
 }
 
-void add_tune(CLI::App& command, Options& o) {
+void add_variants(CLI::App& command, Options& o) {
   command
       .add_option_function<std::string>(
-          "--tune", [&o](const std::string& text) { o.bench.variants = text; },
+          "--variants", [&o](const std::string& text) { o.bench.variants = text; },
           "Compare the kernels and tile sizes that the device could use, those whose names contain TEXT")
       ->type_name("TEXT")
       ->expected(0, 1);
@@ -300,7 +309,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--epilogue", linear->linear.epilogue, "What is fused with it, see docs/performance.md")
       ->capture_default_str()
       ->check(CLI::IsMember({"bias", "gelu", "residual", "rope"}));
-  add_tune(*command, *linear);
+  add_variants(*command, *linear);
+  command->add_flag("--tune", linear->tune,
+                    "Measure all tiles and print the file by which Vulkan chooses among them on such devices");
   linear->common.add_dtype(*command);
   add_timing(*command, *linear);
   command->callback([linear] { run_linear(*linear); });
@@ -311,7 +322,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--length", attention->attention.length, "Tokens a sequence")->capture_default_str();
   command->add_option("--heads", attention->attention.heads, "Heads of the layer")->capture_default_str();
   command->add_option("--head-dim", attention->attention.head_dim, "Values of a head")->capture_default_str();
-  add_tune(*command, *attention);
+  add_variants(*command, *attention);
   attention->common.add_dtype(*command);
   add_timing(*command, *attention);
   command->callback([attention] { run_attention(*attention); });
