@@ -99,7 +99,8 @@ struct DecodeBench {
   DecodeShape shape;
   uint64_t cache_bytes = 0;  // that attention reads: codes, scales and signs of all cached tokens
   Timing device;
-  Profile profile;  // with BenchOptions::profile
+  std::vector<VariantTiming> variants;  // of KvAttention alone, with BenchOptions::variants
+  Profile profile;                      // with BenchOptions::profile
   double bytes_per_second() const { return double(cache_bytes) / device.median; }
 };
 // Decode attention of one layer over a cache of random K and V: what a step needs from turned queries to the layer's

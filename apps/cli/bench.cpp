@@ -234,7 +234,8 @@ nlohmann::json to_json(const DecodeBench& bench, double copy) {
           {"cache_bytes", bench.cache_bytes},
           {"bytes_per_second", bench.bytes_per_second()},
           {"share_of_copy", bench.bytes_per_second() / copy},
-          {"time", to_json(bench.device)}};
+          {"time", to_json(bench.device)},
+          {"variants", to_json(bench.variants)}};
 }
 
 void run_decode(const Options& o) {
@@ -269,6 +270,9 @@ void run_decode(const Options& o) {
                      fmt::format("{:.0f}", row.bytes_per_second() / 1e9),
                      fmt::format("{:.1f} %", 100 * row.bytes_per_second() / copy)});
   print_table(table);
+  for (const DecodeBench& row : rows)
+    print_variants(row.variants, 4.0 * double(o.decode.sequences) * o.decode.context * o.decode.queries *
+                                     o.decode.heads * o.decode.head_dim);
   if (o.common.profile)
     for (const DecodeBench& row : rows) print_profile(row.profile);
 }
@@ -363,6 +367,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--head-dim", decode->decode.head_dim, "Values of a head")->capture_default_str();
   command->add_option("--queries", decode->decode.queries, "Queries a sequence; a generation step has 2")
       ->capture_default_str();
+  add_variants(*command, *decode);
   decode->common.add_dtype(*command);
   decode->common.add_profile(*command);
   add_timing(*command, *decode);

@@ -343,6 +343,7 @@ std::vector<Variant> variants(const Operation& operation, const Traits& traits) 
   if (const auto* a = std::get_if<Linear>(&operation)) return product_variants(Product(*a), traits);
   if (const auto* a = std::get_if<QkvRope>(&operation)) return product_variants(Product(*a), traits);
   if (const auto* a = std::get_if<Attention>(&operation)) return matrix_variants(*a, traits);
+  if (const auto* a = std::get_if<KvAttention>(&operation)) return kv_variants(*a, traits);
   return {};
 }
 
