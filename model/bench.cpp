@@ -379,6 +379,7 @@ DecodeBench bench_decode(Device& device, const KvPreset& preset, const DecodeSha
   bench.cache_bytes = uint64_t(kv_token_layer_bytes(cache.format(), shape.heads, d) * shape.sequences * shape.context);
   bench.work = {attention.flops(), double(bench.cache_bytes + q.bytes() + out.bytes())};
   bench.device = repeat(device, *device.record(operations), options).device;
+  bench.variants = time_variants(device, std::array<Operation, 1>{attention}, options);
   if (options.profile) {
     const auto profiled = device.record(operations, {.profile = true});
     for (int i = 0; i < 3; ++i) device.wait(device.submit(*profiled));

@@ -120,7 +120,8 @@ struct DecodeBench {
   uint64_t cache_bytes = 0;  // that attention reads: codes, scales and signs of all cached tokens
   Work work;                 // scores and weighted values; the cache and the queries read, the outputs written
   Timing device;
-  Profile profile;  // with BenchOptions::profile
+  std::vector<VariantTiming> variants;  // of KvAttention alone, with BenchOptions::variants
+  Profile profile;                      // with BenchOptions::profile
   double bytes_per_second() const { return double(cache_bytes) / device.median; }
 };
 // Decode attention of one layer over a cache of random K and V: what a step needs from turned queries to the layer's

@@ -106,6 +106,10 @@ class Device {
   // empty where there is no choice.
   virtual std::vector<std::string> variants(const Operation& /*operation*/) const { return {}; }
 
+  // Measures what the choice among tiles of linear layers goes by, and returns the file of the sources that holds it
+  // for devices of this class; empty where no file does. Takes seconds, and gigabytes on a GPU.
+  virtual std::string tune() { return {}; }
+
   // Starts a recording, after all earlier submissions. A recording may be submitted again while it runs; its runs
   // follow one another.
   virtual Ticket submit(Recording& recording) = 0;

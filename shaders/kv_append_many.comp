@@ -24,10 +24,19 @@
 // The variant on matrix units computes with fp16 numbers, so it is no shader that tools/retype_bf16.cpp could retype;
 // k and v of bf16 models are fp16. Values over 65,504 after the transform are lost.
 //
+// ROLLED is for drivers that run on the CPU, whose compilers take long over unrolled loops and whose registers are
+// memory.
+//
 // variant: plain
+// variant: plain_rolled -DROLLED
 // variant: coopmat -DMATRIX
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifdef ROLLED
+#define UNROLL [[dont_unroll]]
+#else
+#define UNROLL [[unroll]]
+#endif
 #ifdef MATRIX
 #include "coopmat.glsl"
 #define real2 f16vec2
@@ -214,16 +223,16 @@ void share_tokens(uint first) {
   if (is_v) source = v;
   const uint from = ((range.row_0 + first + first_token) * heads + head) * COLUMNS + column;
   uvec4 words[X_LOADS];
-  [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
+  UNROLL for (uint i = 0; i < X_LOADS; ++i) {
     words[i] = uvec4(0);
     const uint t = first_token + i * TOKEN_STEP;
     if (is_new(range, first + t)) words[i] = source.at[from + i * TOKEN_STEP * heads * COLUMNS];
   }
-  [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
+  UNROLL for (uint i = 0; i < X_LOADS; ++i) {
     const uint t = first_token + i * TOKEN_STEP;
 #ifdef MATRIX
     if ((flags() & HAS_MEAN) != 0) {
-      [[unroll]] for (uint w = 0; w < 4; ++w) {
+      UNROLL for (uint w = 0; w < 4; ++w) {
         words[i][w] = packFloat2x16(unpackFloat2x16(words[i][w]) - unpackFloat2x16(packed_mean[w]));
       }
     }
@@ -246,7 +255,7 @@ void share_tokens(uint first) {
 // The table's rows from position `first` on; any row will do for positions that have none.
 void share_table(uint first) {
   const uint column = gl_LocalInvocationID.x % COLUMNS, first_token = gl_LocalInvocationID.x / COLUMNS;
-  [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
+  UNROLL for (uint i = 0; i < X_LOADS; ++i) {
     const uint t = first_token + i * TOKEN_STEP, at = min(first + t, table_rows - 1) * HEAD_DIM + 8 * column;
     table_tile[t * X_PITCH + column] = pack_eight(load4(table, DTYPE_F32, at), load4(table, DTYPE_F32, at + 4));
   }
@@ -279,10 +288,10 @@ void share_transform() {
 
 // Adds the product of 32 rows of the transform, from column 16 k on, and 16 columns of this slot's tokens.
 void multiply(uint k, MatrixA tokens[2], inout Sums sums[4]) {
-  [[unroll]] for (uint j = 0; j < 2; ++j) {
+  UNROLL for (uint j = 0; j < 2; ++j) {
     MatrixB rows;
     coopMatLoad(rows, transform_tile, (unit * UNIT + j * M) * ROW_PITCH + k * (M / 8), ROW_PITCH, COLUMN_MAJOR);
-    [[unroll]] for (uint i = 0; i < 2; ++i) sums[2 * i + j] = coopMatMulAdd(tokens[i], rows, sums[2 * i + j]);
+    UNROLL for (uint i = 0; i < 2; ++i) sums[2 * i + j] = coopMatMulAdd(tokens[i], rows, sums[2 * i + j]);
   }
 }
 
@@ -290,16 +299,16 @@ void transform_token() {
   const uint DEPTH = HEAD_DIM / M, x_at = slot * KV_BLOCK * X_PITCH;
   Sums sums[4];
   MatrixA tokens[2];
-  [[unroll]] for (uint i = 0; i < 4; ++i) sums[i] = Sums(0.0);
-  [[unroll]] for (uint k = 0; k < DEPTH; ++k) {
-    [[unroll]] for (uint i = 0; i < 2; ++i) {
+  UNROLL for (uint i = 0; i < 4; ++i) sums[i] = Sums(0.0);
+  UNROLL for (uint k = 0; k < DEPTH; ++k) {
+    UNROLL for (uint i = 0; i < 2; ++i) {
       coopMatLoad(tokens[i], x_tile, x_at + i * M * X_PITCH + k * (M / 8), X_PITCH, ROW_MAJOR);
     }
     multiply(k, tokens, sums);
   }
   if (HAS_TABLE && !is_v) {
-    [[unroll]] for (uint k = 0; k < DEPTH; ++k) {
-      [[unroll]] for (uint i = 0; i < 2; ++i) {
+    UNROLL for (uint k = 0; k < DEPTH; ++k) {
+      UNROLL for (uint i = 0; i < 2; ++i) {
         coopMatLoad(tokens[i], table_tile, x_at + i * M * X_PITCH + k * (M / 8), X_PITCH, ROW_MAJOR);
       }
       multiply(DEPTH + k, tokens, sums);
@@ -307,8 +316,8 @@ void transform_token() {
   }
   barrier();  // all have read x
   const uint at = group * UNIT * Y_PITCH;
-  [[unroll]] for (uint i = 0; i < 2; ++i) {
-    [[unroll]] for (uint j = 0; j < 2; ++j) {
+  UNROLL for (uint i = 0; i < 2; ++i) {
+    UNROLL for (uint j = 0; j < 2; ++j) {
       const coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> narrow =
           coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(sums[2 * i + j]);
       coopMatStore(narrow, x_tile, at + i * M * Y_PITCH + j * (M / 8), Y_PITCH, ROW_MAJOR);
@@ -320,30 +329,30 @@ void transform_token() {
 // Pairs 4 g .. 4 g + 3.
 void load_pairs(uint g, out real2 pairs[4]) {
   const uvec4 words = x_tile[gl_LocalInvocationID.x * Y_PITCH + g];
-  [[unroll]] for (uint k = 0; k < 4; ++k) pairs[k] = unpackFloat2x16(words[k]);
+  UNROLL for (uint k = 0; k < 4; ++k) pairs[k] = unpackFloat2x16(words[k]);
 }
 #else
 void share_transform() {}
 
 void transform_token() {
   float sums[UNIT];
-  [[unroll]] for (uint i = 0; i < UNIT; ++i) sums[i] = 0.0;
+  UNROLL for (uint i = 0; i < UNIT; ++i) sums[i] = 0.0;
   [[dont_unroll]] for (uint column = 0; column < HEAD_DIM; column += 8) {
     const uvec4 words = x_tile[(slot * KV_BLOCK + lane) * X_PITCH + column / 8];
     const vec4 low = vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
     const vec4 high = vec4(unpackHalf2x16(words.z), unpackHalf2x16(words.w));
-    [[unroll]] for (uint i = 0; i < UNIT; ++i) {
+    UNROLL for (uint i = 0; i < UNIT; ++i) {
       const uint row = unit * UNIT + i;
       sums[i] += dot(load_transform(row, column), low) + dot(load_transform(row, column + 4), high);
     }
   }
-  [[unroll]] for (uint i = 0; i < PAIRS; ++i) {
+  UNROLL for (uint i = 0; i < PAIRS; ++i) {
     y_tile[gl_LocalInvocationID.x * (PAIRS + 1) + i] = vec2(sums[i / 4 * 8 + i % 4], sums[i / 4 * 8 + i % 4 + 4]);
   }
 }
 
 void load_pairs(uint g, out real2 pairs[4]) {
-  [[unroll]] for (uint k = 0; k < 4; ++k) pairs[k] = y_tile[gl_LocalInvocationID.x * (PAIRS + 1) + 4 * g + k];
+  UNROLL for (uint k = 0; k < 4; ++k) pairs[k] = y_tile[gl_LocalInvocationID.x * (PAIRS + 1) + 4 * g + k];
 }
 #endif
 
@@ -358,13 +367,13 @@ real2 above(real2 x, float threshold) {
 vec2 look(uint bits, float factor) {
   const real2 scaling = constant(packed_constant(factor));
   real2 error = real2(0.0), xz = real2(0.0);
-  [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+  UNROLL for (uint g = 0; g < PAIRS / 4; ++g) {
     real2 pairs[4];
     load_pairs(g, pairs);
-    [[unroll]] for (uint k = 0; k < 4; ++k) {
+    UNROLL for (uint k = 0; k < 4; ++k) {
       const real2 x = abs(pairs[k] * scaling);
       real2 z = real2(kv_gaussian_centroid(bits, 0));
-      [[unroll]] for (uint t = 1; t < 1u << bits >> 1; ++t) {
+      UNROLL for (uint t = 1; t < 1u << bits >> 1; ++t) {
         const float step = kv_gaussian_centroid(bits, t) - kv_gaussian_centroid(bits, t - 1);
         z = fma(above(x, kv_gaussian_threshold(bits, t)), real2(step), z);
       }
@@ -400,16 +409,16 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
   const uint half_count = 1u << bits >> 1, field = bits >= 3 ? 4 : bits;
   const real2 scaling = constant(packed_constant(factor));
   real2 squares = real2(0.0);
-  [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+  UNROLL for (uint g = 0; g < PAIRS / 4; ++g) {
     real2 pairs[4];
     load_pairs(g, pairs);
     uint both = 0;  // of values 8 g + k in the lower half, 8 g + 4 + k in the upper
-    [[unroll]] for (uint k = 0; k < 4; ++k) {
+    UNROLL for (uint k = 0; k < 4; ++k) {
       uint code;
       if (gaussian) {
         const real2 x = abs(pairs[k] * scaling);
         real2 z = real2(kv_gaussian_centroid(bits, 0)), index = real2(half_count);
-        [[unroll]] for (uint t = 1; t < half_count; ++t) {
+        UNROLL for (uint t = 1; t < half_count; ++t) {
           const real2 is_above = above(x, kv_gaussian_threshold(bits, t));
           const float step = kv_gaussian_centroid(bits, t) - kv_gaussian_centroid(bits, t - 1);
           index += is_above;
@@ -419,7 +428,7 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
         code = whole(index) ^ negative(pairs[k]) * ((1u << bits) - 1);  // the mirror image has all bits inverted
       } else {
         real2 index = real2(0.0);
-        [[unroll]] for (uint t = 0; t + 1 < 2 * half_count; ++t) {
+        UNROLL for (uint t = 0; t + 1 < 2 * half_count; ++t) {
           index += clamp((pairs[k] - constant(edges[at + t])) * real2(STEEP), real2(0.0), real2(1.0));
         }
         code = whole(index);
@@ -435,11 +444,11 @@ float find_codes(uint bits, uint at, bool gaussian, float factor, bool wants_squ
 // The words of a unit from those of find_codes.
 void pack_unit(uint bits, uint eights[4], out uint words[4]) {
   if (bits == 4) {
-    [[unroll]] for (uint w = 0; w < 4; ++w) words[w] = eights[w];
+    UNROLL for (uint w = 0; w < 4; ++w) words[w] = eights[w];
   } else if (bits == 3) {
-    [[unroll]] for (uint w = 0; w < 3; ++w) words[w] = eights[w] | (eights[3] >> w & 0x11111111u) << 3;
+    UNROLL for (uint w = 0; w < 3; ++w) words[w] = eights[w] | (eights[3] >> w & 0x11111111u) << 3;
   } else if (bits == 2) {
-    [[unroll]] for (uint w = 0; w < 2; ++w) words[w] = eights[2 * w] | eights[2 * w + 1] << 16;
+    UNROLL for (uint w = 0; w < 2; ++w) words[w] = eights[2 * w] | eights[2 * w + 1] << 16;
   } else {
     words[0] = eights[0] | eights[1] << 8 | eights[2] << 16 | eights[3] << 24;
   }
@@ -453,7 +462,7 @@ float join(float value, uint units) {
   barrier();
   const uint first = slot * UNITS + unit / units * units;
   float sum = 0.0;
-  [[unroll]] for (uint u = 0; u < units; ++u) sum += partial[(first + u) * UNIT + lane];
+  UNROLL for (uint u = 0; u < units; ++u) sum += partial[(first + u) * UNIT + lane];
   return sum;
 }
 
@@ -462,7 +471,7 @@ void store_scales(uint bits, uint at) {
   if (lane >= bits) return;
   const uint per_word = 32 / bits;
   uint word = 0, mask = 0;
-  [[unroll]] for (uint i = 0; i < per_word; ++i) {
+  UNROLL for (uint i = 0; i < per_word; ++i) {
     const uint t = lane * per_word + i;
     if (!is_new(range, token - lane + t)) continue;
     word |= scale_codes[group * UNIT + t] << (i * bits);
@@ -482,9 +491,9 @@ uint nearest_scale(uint scale_bits, float value) {
 
 // Stores this invocation's unit of an f16 cache, from the row of x at `x_at`.
 void store_halves(uint at, uint x_at, uint units) {
-  [[unroll]] for (uint eight = 0; eight < UNIT / 8; ++eight) {
+  UNROLL for (uint eight = 0; eight < UNIT / 8; ++eight) {
     const uvec4 words = x_tile[x_at + eight];
-    [[unroll]] for (uint w = 0; w < 4; ++w) cache.at[at + (4 * eight + w) * KV_BLOCK * units] = words[w];
+    UNROLL for (uint w = 0; w < 4; ++w) cache.at[at + (4 * eight + w) * KV_BLOCK * units] = words[w];
   }
 }
 
@@ -503,10 +512,10 @@ void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale
   float squares = 0.0, first_scale = 1.0, factor = 1.0;
   uint scale_code = 0;
   if (scale_kind != SCALE_NONE) {
-    [[unroll]] for (uint g = 0; g < PAIRS / 4; ++g) {
+    UNROLL for (uint g = 0; g < PAIRS / 4; ++g) {
       real2 pairs[4];
       load_pairs(g, pairs);
-      [[unroll]] for (uint k = 0; k < 4; ++k) squares += dot(vec2(pairs[k]), vec2(pairs[k]));
+      UNROLL for (uint k = 0; k < 4; ++k) squares += dot(vec2(pairs[k]), vec2(pairs[k]));
     }
     squares = join(squares, units);
     first_scale = sqrt(squares / float(n));
@@ -545,7 +554,7 @@ void encode(uint segments, uint bits_0, uint bits_1, uint scale_bits, uint scale
     z_squares = find_codes(bits_0, 0, gaussian, factor, corrects, eights);
     pack_unit(bits_0, eights, words);
   }
-  [[unroll]] for (uint w = 0; w < 4; ++w) {
+  UNROLL for (uint w = 0; w < 4; ++w) {
     if (w < (is_second ? bits_1 : bits_0) && stores) cache.at[at + w * KV_BLOCK * units] = words[w];
   }
   if (corrects) scale_code = nearest_scale(scale_bits, sqrt(squares / join(z_squares, units)));

@@ -14,6 +14,8 @@
 // shuffles, until all is merged at the end. Neighbouring invocations read neighbouring words. Each has its next words
 // of K on the way while it adds up values, and those of V while it scores.
 //
+// Codes in whole units, for as many queries as registers have room for, are kv_attention_rows.comp's.
+//
 // What bounds it is unpacking. A code costs 1.4 to 1.6 integer operations (bytes of four codes are masked out of a word
 // at once, then taken one by one), one lookup of its centroid in shared memory, and one fma for each query: 3.5 to 3.6
 // instructions. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
@@ -25,86 +27,14 @@
 // The largest score is followed loosely: sums shrink only when a score is more than SLACK above what they are relative
 // to, which is rare, for fp32 keeps its precision over such a range.
 //
-// Everything is unrolled, for what is in registers has no index; ROLLED is for drivers that run on the CPU, whose
-// compilers take long over that and whose registers are memory.
-//
 // variant: whole
 // variant: split -DSPLIT
 // variant: whole_rolled -DROLLED
 // variant: split_rolled -DSPLIT -DROLLED
 #extension GL_GOOGLE_include_directive : require
-#extension GL_EXT_control_flow_attributes : require
-#extension GL_EXT_buffer_reference_uvec2 : require
-#extension GL_KHR_shader_subgroup_shuffle : require
-#include "dtype.glsl"
-#include "kv_layout.h"
-#include "kv_scale.h"
-#include "reduce.glsl"
-
-#ifdef ROLLED
-#define UNROLL [[dont_unroll]]
-#else
-#define UNROLL [[unroll]]
-#endif
-
-layout(local_size_x_id = 0) in;
-
-layout(constant_id = 0) const uint THREADS = 128;  // a multiple of the invocations that share a block
-layout(constant_id = 1) const uint HEAD_DIM = 64;
-layout(constant_id = 2) const uint QUERIES = 1;  // of a sequence, 1 to 4
-layout(constant_id = 3) const uint TOKENS = 1;   // of an invocation; 1, or whole groups of tokens
-layout(constant_id = 4) const uint PARTS = 2;    // of a token: a power of two, no more than a subgroup; TOKENS is 1 or PARTS is
-layout(constant_id = 5) const uint K_SEGMENTS = 1;
-layout(constant_id = 6) const uint K_BITS_0 = 3;
-layout(constant_id = 7) const uint K_BITS_1 = 0;
-layout(constant_id = 8) const uint K_SCALE_BITS = 16;
-layout(constant_id = 9) const uint QJL = 0;
-layout(constant_id = 10) const uint V_SEGMENTS = 1;
-layout(constant_id = 11) const uint V_BITS_0 = 4;
-layout(constant_id = 12) const uint V_BITS_1 = 0;
-layout(constant_id = 13) const uint V_SCALE_BITS = 16;
-layout(constant_id = 14) const uint FLAGS = 0;
-layout(constant_id = 15) const uint RESULT_DTYPE = DTYPE_F32;
-layout(constant_id = 16) const uint MERGED = 16;  // values merged at a time; divides those of an invocation
-
-// FLAGS
-const uint HAS_BIAS = 1;
-const uint HAS_TRANSFORM = 2;
-const uint TRANSFORM_OF_HEAD = 4;  // one for each head
-const uint HAS_MEAN = 8;
-const uint K_CODEBOOK_OF_HEAD = 16;
-const uint V_CODEBOOK_OF_HEAD = 32;
-
-layout(buffer_reference, scalar, buffer_reference_align = 4) restrict readonly buffer CacheWords { uint at[]; };
-// Shared between workgroups while they run: COUNTERS of arrivals, zero at rest, then [head of a sequence][split][query]
-// of a largest score, a sum of weights and HEAD_DIM sums of values.
-layout(buffer_reference, scalar, buffer_reference_align = 4) coherent buffer Scratch { uint at[]; };
-
-layout(push_constant, scalar) uniform Push {
-  Words q;
-  Words projected;
-  Words bias;
-  uvec2 cache;
-  Ints lengths;
-  Words k_codebook;
-  Words v_codebook;
-  Words transform;
-  Words mean;
-  Words result;
-  Scratch scratch;
-  uint blocks;  // of a sequence and head
-};
-
-const float kLog2E = 1.44269504089;
-const float kRootOfHalfPi = 1.25331413732;
-const float kLowest = -1e30;  // below every score; finite, because infinities need not work
-const float SLACK = 16.0;     // in units of log 2
-const uint COUNTERS = 16384;
+#include "kv_attention.glsl"
 
 // Units, words and values of an invocation. "Values" counts both segments.
-const uint K_N = HEAD_DIM / K_SEGMENTS;
-const uint V_N = HEAD_DIM / V_SEGMENTS;
-const uint kValues = HEAD_DIM / PARTS;
 const uint kKValues = K_N / PARTS;  // of one segment
 const uint kVValues = V_N / PARTS;
 const uint kKUnits = kKValues * TOKENS / 32;  // of one segment
@@ -116,8 +46,6 @@ const uint kSignsAt = kKWords + kVWords;
 const uint kWords = kSignsAt + (QJL != 0 ? kSignUnits : 0);
 const uint kMostNumberWords = TOKENS * 16 / 32 > 1 ? TOKENS * 16 / 32 : 1;  // of scales of one segment, of norms
 const uint kScores = QUERIES * TOKENS;
-const uint kInvocations = KV_BLOCK / TOKENS * PARTS;  // that share a block
-const uint kBlocksAtOnce = THREADS / kInvocations;
 const bool kHoldsQueries = QUERIES * kValues <= 64;  // in registers; else they are in shared memory
 const uint kHeld = kHoldsQueries ? QUERIES * kValues : 1;
 const uint kHeldProjected = QJL != 0 ? kHeld : 1;
@@ -125,58 +53,22 @@ const uint kSharedPart = QUERIES * kValues + 1;  // of a part's queries in share
 const uint kShared = kHoldsQueries ? 1 : PARTS * kSharedPart;
 const uint kSharedProjected = QJL != 0 ? kShared : 1;
 
-shared float book[64];  // centroids: 16 of each segment of K, then of V
 shared float shared_q[kShared];
 shared float shared_projected[kSharedProjected];
-shared float merge_buffer[MERGED * (THREADS + 1)];  // [value][invocation]
-shared float merged[HEAD_DIM];
-shared float weight_of_split[THREADS];
-shared uint arrived;  // workgroups of this head and sequence that were here before
 
 float held_q[kHeld];  // [query][value], in units of log 2
 float held_projected[kHeldProjected];
-float sums[QUERIES * kValues];  // [query][value]
-float largest[QUERIES];         // of the scores, loosely, in units of log 2
-float total[QUERIES];           // of exp2(score - largest)
-uint words[kWords];             // of K's units, V's, and signs
+uint words[kWords];                    // of K's units, V's, and signs
 uint k_numbers[2 * kMostNumberWords];  // scales, by segment
 uint v_numbers[2 * kMostNumberWords];
 uint norm_numbers[kMostNumberWords];
-float biases[kScores];  // [query][token]
-float unit_values[32];  // of the unit in hand
-
-uint head, sequence, part;
-uint place;  // of the first of this invocation's tokens in its block
-uint first_row() { return sequence * QUERIES; }
-uint row_of(uint query) { return (first_row() + query) * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
-
-uvec2 advance(uvec2 address, uint bytes) {
-  uint carry;
-  const uint low = uaddCarry(address.x, bytes, carry);
-  return uvec2(low, address.y + carry);
-}
-CacheWords words_at(uvec2 block, uint word) { return CacheWords(advance(block, 4 * word)); }
-
-uint k_block_words() { return kv_side_words(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL); }
-uint v_block_words() { return kv_side_words(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0); }
-uint k_scales_at() { return kv_scales_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1); }
-uint v_scales_at() { return k_block_words() + kv_scales_at(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1); }
-uint signs_at() { return kv_signs_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS); }
+float biases[kScores];                 // [query][token]
+float unit_values[32];                 // of the unit in hand
 
 // The value in a segment of n, and in all, that is number i of this invocation's.
 uint value_of(uint n, uint i) { return i / (n / PARTS) * n + part * (n / PARTS) + i % (n / PARTS); }
 
 // Tables and queries.
-
-void load_book(Words codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint at) {
-  const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
-  const uint first = of_head ? head * size : 0;
-  for (uint i = gl_LocalInvocationID.x; i < 16 * segments; i += THREADS) {
-    const uint code = i % 16;
-    if (code >> (i < 16 ? bits_0 : bits_1) != 0) continue;
-    book[at + i] = uintBitsToFloat(codebook.at[first + (i < 16 ? 0 : second) + code]);
-  }
-}
 
 void load_queries() {
   UNROLL for (uint i = 0; i < QUERIES * kValues; i += 4) {
@@ -374,7 +266,7 @@ void weigh(uint token, uint end, inout float scores[kScores]) {
     UNROLL for (uint t = 0; t < TOKENS; ++t) {
       const uint i = r * TOKENS + t;
       scores[i] = token + t < end ? exp2(scores[i] - largest[r]) : 0.0;
-      total[r] += scores[i];
+      if (part == 0) total[r] += scores[i];  // whose other parts have the same scores
     }
   }
 }
@@ -431,149 +323,12 @@ void attend(uint first, uint end, uint length) {
   }
 }
 
-// Merging: all of a workgroup's sums of a query to `merged`.
+uint summed_value(uint of_part, uint j) { return j / kVValues * V_N + of_part * kVValues + j % kVValues; }
 
-struct Softmax {
-  float largest, total;
-};
-
-// Leaves MERGED of this invocation's sums times `share`, those of the given group. Loops with loops or barriers in them
-// may stay loops, and what they index would leave the registers: this picks by comparisons.
-void share_sums(uint group, float share) {
-  UNROLL for (uint g = 0; g < QUERIES * kValues / MERGED; ++g) {
-    if (g != group) continue;
-    UNROLL for (uint i = 0; i < MERGED; ++i) {
-      merge_buffer[i * (THREADS + 1) + gl_LocalInvocationID.x] = share * sums[g * MERGED + i];
-    }
-  }
-}
-
-Softmax merge_invocations(uint query) {
-  Softmax own, all;
-  UNROLL for (uint r = 0; r < QUERIES; ++r) {
-    if (r == query) own = Softmax(largest[r], total[r]);
-  }
-  all.largest = workgroup_max(own.largest);
-  const float share = exp2(own.largest - all.largest);
-  all.total = workgroup_sum(part == 0 ? share * own.total : 0.0);
-  [[dont_unroll]] for (uint base = 0; base < kValues; base += MERGED) {
-    barrier();
-    share_sums((query * kValues + base) / MERGED, share);
-    barrier();
-    for (uint item = gl_LocalInvocationID.x; item < MERGED * PARTS; item += THREADS) {
-      const uint i = item / PARTS, of_part = item % PARTS, j = base + i;
-      float sum = 0.0;
-      const uint AT_ONCE = 8;  // divides THREADS / PARTS
-      [[dont_unroll]] for (uint first = of_part; first < THREADS; first += AT_ONCE * PARTS) {
-        UNROLL for (uint k = 0; k < AT_ONCE; ++k) sum += merge_buffer[i * (THREADS + 1) + first + k * PARTS];
-      }
-      merged[j / kVValues * V_N + of_part * kVValues + j % kVValues] = sum;
-    }
-  }
-  barrier();
-  return all;
-}
-
-// out = transform merged / total + mean
-void finish(uint query, float sum_of_weights) {
-  const bool is_empty = lengths.at[sequence] == 0;
-  const float scale = 1.0 / sum_of_weights;
-  for (uint i = 2 * gl_LocalInvocationID.x; i < HEAD_DIM; i += 2 * THREADS) {
-    vec2 value = vec2(merged[i], merged[i + 1]);
-    if ((FLAGS & HAS_TRANSFORM) != 0) {
-      const uint at = ((FLAGS & TRANSFORM_OF_HEAD) != 0 ? head * HEAD_DIM + i : i) * HEAD_DIM;
-      value = vec2(0.0);
-      UNROLL for (uint j = 0; j < HEAD_DIM; j += 4) {
-        const vec4 x = vec4(merged[j], merged[j + 1], merged[j + 2], merged[j + 3]);
-        value.x += dot(load4(transform, DTYPE_F32, at + j), x);
-        value.y += dot(load4(transform, DTYPE_F32, at + HEAD_DIM + j), x);
-      }
-    }
-    value *= scale;
-    if ((FLAGS & HAS_MEAN) != 0) value += load2(mean, DTYPE_F32, head * HEAD_DIM + i);
-    store2(result, RESULT_DTYPE, row_of(query) * HEAD_DIM + i, is_empty ? vec2(0.0) : value);
-  }
-}
-
-#ifdef SPLIT
-const uint kPartial = HEAD_DIM + 2;
-const uint kSlices = THREADS / HEAD_DIM > 1 ? THREADS / HEAD_DIM : 1;  // runs of splits that are merged side by side
-
-uint tile_index() { return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
-uint partial_at(uint split, uint query) {
-  return COUNTERS + ((tile_index() * gl_NumWorkGroups.z + split) * QUERIES + query) * kPartial;
-}
-
-void store_partial(uint query, Softmax softmax) {
-  const uint at = partial_at(gl_WorkGroupID.z, query);
-  if (gl_LocalInvocationID.x == 0) {
-    scratch.at[at] = floatBitsToUint(softmax.largest);
-    scratch.at[at + 1] = floatBitsToUint(softmax.total);
-  }
-  for (uint i = gl_LocalInvocationID.x; i < HEAD_DIM; i += THREADS) scratch.at[at + 2 + i] = floatBitsToUint(merged[i]);
-}
-
-// Whether this workgroup is the last of its head and sequence to have stored its partial sums, which it then sees all.
-bool is_last() {
-  memoryBarrierBuffer();
-  barrier();  // every invocation's sums are there before the first one counts this workgroup
-  if (gl_LocalInvocationID.x == 0) {
-    arrived = atomicAdd(scratch.at[tile_index()], 1);
-    if (arrived == gl_NumWorkGroups.z - 1) scratch.at[tile_index()] = 0;
-  }
-  memoryBarrierBuffer();
-  barrier();
-  memoryBarrierBuffer();
-  return arrived == gl_NumWorkGroups.z - 1;
-}
-
-// The splits' partial sums, in ascending order, to `merged`; returns the sum of weights. There are at most THREADS.
-float merge_splits(uint query) {
-  const uint splits = gl_NumWorkGroups.z, own = gl_LocalInvocationID.x;
-  Softmax softmax = Softmax(kLowest, 0.0);
-  if (own < splits) {
-    softmax.largest = uintBitsToFloat(scratch.at[partial_at(own, query)]);
-    softmax.total = uintBitsToFloat(scratch.at[partial_at(own, query) + 1]);
-  }
-  const float share = exp2(softmax.largest - workgroup_max(softmax.largest));
-  weight_of_split[own] = share;
-  const float sum_of_weights = workgroup_sum(share * softmax.total);  // with barriers
-  const uint run = (splits + kSlices - 1) / kSlices;
-  for (uint item = own; item < kSlices * HEAD_DIM; item += THREADS) {
-    const uint i = item % HEAD_DIM, end = min((item / HEAD_DIM + 1) * run, splits);
-    float sum = 0.0;
-    const uint AT_ONCE = 4;
-    for (uint first = item / HEAD_DIM * run; first < end; first += AT_ONCE) {
-      float value[AT_ONCE];
-      UNROLL for (uint s = 0; s < AT_ONCE; ++s) {
-        value[s] = uintBitsToFloat(scratch.at[partial_at(min(first + s, end - 1), query) + 2 + i]);
-      }
-      UNROLL for (uint s = 0; s < AT_ONCE; ++s) {
-        if (first + s < end) sum = fma(weight_of_split[first + s], value[s], sum);
-      }
-    }
-    merge_buffer[item] = sum;
-  }
-  barrier();
-  for (uint i = own; i < HEAD_DIM; i += THREADS) {
-    merged[i] = merge_buffer[i];
-    for (uint slice = 1; slice < kSlices; ++slice) merged[i] += merge_buffer[slice * HEAD_DIM + i];
-  }
-  barrier();
-  return sum_of_weights;
-}
-#endif
-
-void main() {
-  head = gl_WorkGroupID.x;
-  sequence = gl_WorkGroupID.y;
+void prepare() {
   const uint within = gl_LocalInvocationID.x % kInvocations;
   part = within % PARTS;
   place = within / PARTS * TOKENS;
-  const uint length = uint(lengths.at[sequence]), used = (length + KV_BLOCK - 1) / KV_BLOCK;
-  const uint run = (used + gl_NumWorkGroups.z - 1) / gl_NumWorkGroups.z;
-  const uint first = min(gl_WorkGroupID.z * run, used), end = min(first + run, used);
-
   if (K_BITS_0 <= 4)
     load_book(k_codebook, (FLAGS & K_CODEBOOK_OF_HEAD) != 0, K_SEGMENTS, K_BITS_0, K_BITS_1, 0);
   if (V_BITS_0 <= 4)
@@ -583,26 +338,7 @@ void main() {
   } else {
     share_queries();
   }
-  UNROLL for (uint r = 0; r < QUERIES; ++r) {
-    largest[r] = kLowest;
-    total[r] = 0.0;
-  }
-  UNROLL for (uint i = 0; i < QUERIES * kValues; ++i) sums[i] = 0.0;
   UNROLL for (uint i = 0; i < kWords; ++i) words[i] = 0;
-  barrier();
-  attend(first, end, min(length, end * KV_BLOCK));
-
-#ifdef SPLIT
-  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) store_partial(r, merge_invocations(r));
-  if (!is_last()) return;
-  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
-    finish(r, merge_splits(r));
-    barrier();
-  }
-#else
-  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
-    finish(r, merge_invocations(r).total);
-    barrier();
-  }
-#endif
 }
+
+#include "kv_attention_end.glsl"

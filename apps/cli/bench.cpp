@@ -12,6 +12,7 @@ namespace {
 struct Options : BenchCommand {
   uint64_t megabytes = 0;
   LinearShape linear;
+  bool tune = false;
   AttentionShape attention;
   std::string size;
   uint32_t batch = 1, length = 1024, prompt = 1, seed = 1;
@@ -32,6 +33,13 @@ void print_variants(const std::vector<VariantTiming>& variants, double flops) {
   for (const VariantTiming& variant : variants)
     fmt::print("  {:<32} {:>9.1f} us {:>7.2f} TFLOP/s\n", variant.name, variant.device.median * 1e6,
                flops / variant.device.median / 1e12);
+}
+
+void print_rates(Device& device) {
+  const std::string rates = device.tune();
+  if (rates.empty())
+    throw_error(ErrorKind::usage, "--tune: {} chooses its kernels by no file of rates", device.info().spec);
+  fmt::print("{}", rates);
 }
 
 void check_decode(const DecodeShape& shape) {
@@ -71,6 +79,7 @@ void run_linear(const Options& o) {
     throw_error(ErrorKind::usage, "--outputs {}: with --epilogue rope a multiple of 192, three times heads of 64",
                 shape.outputs);
   const std::unique_ptr<Device> device = o.common.open();
+  if (o.tune) return print_rates(*device);
   const LinearBench bench = bench_linear(*device, shape, o.bench);
   const Limits limits = o.measure_limits(*device);
   nlohmann::json json = bench_header(*device);
@@ -211,7 +220,8 @@ nlohmann::json to_json(const DecodeBench& bench) {
           {"bits_per_value", kv_bits_per_value(bench.preset.format(), bench.shape.head_dim)},
           {"cache_bytes", bench.cache_bytes},
           {"bytes_per_second", bench.bytes_per_second()},
-          {"time", to_json(bench.device)}};
+          {"time", to_json(bench.device)},
+          {"variants", to_json(bench.variants)}};
 }
 
 void run_decode(const Options& o) {
@@ -250,15 +260,18 @@ void run_decode(const Options& o) {
   for (size_t i = 0; i < rows.size(); ++i)
     add_columns(table[i + 1], roofline_cells(rows[i].work, rows[i].device.median, limits));
   print_table(table);
+  for (const DecodeBench& row : rows)
+    print_variants(row.variants, 4.0 * double(o.decode.sequences) * o.decode.context * o.decode.queries *
+                                     o.decode.heads * o.decode.head_dim);
   print_limits(limits);
   if (o.common.profile)
     for (const DecodeBench& row : rows) print_profile(row.profile, limits);
 }
 
-void add_tune(CLI::App& command, Options& o) {
+void add_variants(CLI::App& command, Options& o) {
   command
       .add_option_function<std::string>(
-          "--tune", [&o](const std::string& text) { o.bench.variants = text; },
+          "--variants", [&o](const std::string& text) { o.bench.variants = text; },
           "Compare the kernels and tile sizes that the device could use, those whose names contain TEXT")
       ->type_name("TEXT")
       ->expected(0, 1);
@@ -284,7 +297,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--epilogue", linear->linear.epilogue, "What is fused with it, see docs/performance.md")
       ->capture_default_str()
       ->check(CLI::IsMember({"bias", "gelu", "residual", "rope"}));
-  add_tune(*command, *linear);
+  add_variants(*command, *linear);
+  command->add_flag("--tune", linear->tune,
+                    "Measure all tiles and print the file by which Vulkan chooses among them on such devices");
   linear->common.add_dtype(*command);
   linear->add_timing(*command);
   command->callback([linear] { run_linear(*linear); });
@@ -295,7 +310,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--length", attention->attention.length, "Tokens a sequence")->capture_default_str();
   command->add_option("--heads", attention->attention.heads, "Heads of the layer")->capture_default_str();
   command->add_option("--head-dim", attention->attention.head_dim, "Values of a head")->capture_default_str();
-  add_tune(*command, *attention);
+  add_variants(*command, *attention);
   attention->common.add_dtype(*command);
   attention->add_timing(*command);
   command->callback([attention] { run_attention(*attention); });
@@ -341,6 +356,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--head-dim", decode->decode.head_dim, "Values of a head")->capture_default_str();
   command->add_option("--queries", decode->decode.queries, "Queries a sequence; a generation step has 2")
       ->capture_default_str();
+  add_variants(*command, *decode);
   decode->common.add_dtype(*command);
   decode->common.add_profile(*command);
   decode->add_timing(*command);

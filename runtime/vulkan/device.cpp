@@ -10,6 +10,7 @@
 #include "runtime/vulkan/pipelines.h"
 #include "runtime/vulkan/recording.h"
 #include "runtime/vulkan/staging.h"
+#include "runtime/vulkan/tune.h"
 
 namespace turboesm {
 namespace vulkan {
@@ -76,6 +77,16 @@ class VulkanDevice final : public Device {
     std::vector<std::string> names;
     for (Variant& variant : vulkan::variants(operation, traits)) names.push_back(std::move(variant.name));
     return names;
+  }
+
+  std::string tune() override {
+    if (info().scratch_bytes > 0 && !scratch_) make_scratch();
+    const Traits& traits = physical_.traits;
+    return measure_linear_rates(*this, traits, [this](const Linear& op, const Dispatch& by) {
+      const Operation operation = op;
+      return std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, std::span(&operation, 1),
+                                               RecordOptions{}, &by);
+    });
   }
 
   Ticket submit(Recording& recording) override {

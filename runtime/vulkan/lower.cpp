@@ -4,6 +4,9 @@
 #include <bit>
 #include <optional>
 
+#include <fmt/format.h>
+
+#include "runtime/vulkan/linear_rates.h"
 #include "runtime/vulkan/lower_kv.h"
 #include "runtime/vulkan/lower_matrix.h"
 #include "runtime/vulkan/lower_tools.h"
@@ -51,25 +54,42 @@ Dispatch lower_one(const LayerNorm& a, const Traits& traits) {
 }
 
 // bm x bn outputs per workgroup, bk inputs per step, tm x tn outputs per invocation: linear.comp says more.
-struct LinearTile {
+struct PlainTile {
   uint32_t bm, bn, bk, tm, tn;
   constexpr uint32_t threads() const { return bm / tm * (bn / tn); }
   constexpr uint32_t shared_bytes() const { return (bm + bn) * (bk / 4 + 1) * 16; }
+  std::string name() const { return fmt::format("plain {}x{}x{}", bm, bn, bk); }
 };
-constexpr LinearTile kFewRows{16, 64, 64, 2, 2};  // not to compute 64 rows where there are 16
-constexpr LinearTile kSmallTile{64, 64, 32, 4, 4};
-constexpr LinearTile kLargeTile{128, 128, 16, 8, 8};   // more products per shared load, once there is work for everyone
-constexpr LinearTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per workgroup: a CPU pays for each barrier
-constexpr bool fits(const LinearTile& tile) { return tile.threads() <= 256 && tile.shared_bytes() <= 32768; }
-static_assert(fits(kFewRows) && fits(kSmallTile) && fits(kLargeTile) && fits(kSoftwareTile));
+// All sum in the same order.
+constexpr PlainTile kFewRows{16, 64, 64, 2, 2};  // not to compute 64 rows where there are 16
+constexpr PlainTile kSmallTile{64, 64, 32, 4, 4};
+constexpr PlainTile kLargeTile{128, 128, 16, 8, 8};   // more products per shared load, once there is work for everyone
+constexpr PlainTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per workgroup: a CPU pays for each barrier
+constexpr PlainTile kPlainTiles[] = {kFewRows, kSmallTile, kLargeTile, kSoftwareTile};
+static_assert(std::ranges::all_of(kPlainTiles, [](const PlainTile& tile) {
+  return tile.threads() <= 256 && tile.shared_bytes() <= 32768;
+}));
 
-const LinearTile& linear_tile(const Product& a, const Traits& traits) {
-  if (traits.software) return kSoftwareTile;
-  if (a.rows <= kFewRows.bm || a.outputs <= kFewRows.bn) return kFewRows;
+// The one that takes least by the rates of the device's class, where there are any.
+const PlainTile& plain_tile(const Product& a, const Traits& traits) {
   constexpr uint32_t kUnknownUnits = 32;
   const uint32_t units = traits.compute_units ? traits.compute_units : kUnknownUnits;
-  const uint64_t large_tiles = uint64_t(ceil_div(a.rows, kLargeTile.bm)) * ceil_div(a.outputs, kLargeTile.bn);
-  return large_tiles >= 2 * units ? kLargeTile : kSmallTile;
+  const auto workgroups = [&](const PlainTile& tile) {
+    return uint64_t(ceil_div(a.rows, tile.bm)) * ceil_div(a.outputs, tile.bn);
+  };
+  const PlainTile* best = nullptr;
+  double least = 0;
+  for (const PlainTile& tile : kPlainTiles) {
+    const TileRate* rate = find_rate(traits.device_class, tile.name());
+    if (!rate) continue;
+    const double time = tile_microseconds(0, *rate, workgroups(tile), units, ceil_div(a.inputs, tile.bk));
+    if (best && time >= least) continue;
+    best = &tile;
+    least = time;
+  }
+  if (best) return *best;
+  if (a.rows <= kFewRows.bm || a.outputs <= kFewRows.bn) return kFewRows;
+  return workgroups(kLargeTile) >= 2 * units ? kLargeTile : kSmallTile;
 }
 
 // Few outputs of few rows: a subgroup for each output instead of tiles.
@@ -139,13 +159,12 @@ std::optional<Dispatch> lower_direct(const Product& a, const Traits& traits) {
                        bool(a.bias), bool(a.residual), a.gelu, a.q_scale, a.head_dim});
 }
 
-Dispatch lower_tiled(const Product& a, const Traits& traits) {
+Dispatch lower_tiled(const Product& a, const PlainTile& tile) {
   struct Push {
     uint64_t x, weight, bias, residual, y, positions, table;
     uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
     float q_scale;
   };
-  const LinearTile& tile = linear_tile(a, traits);
   const bool by_fours = a.inputs % 4 == 0;
   return dispatch("linear",
                   {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm,
@@ -162,12 +181,12 @@ Dispatch lower_product(const Product& a, const Traits& traits) {
   const bool any_order = a.x.dtype != DType::f32;
   if (any_order && is_few(a, kFewRowsBesideMatrixUnits)) return lower_few(a);
   if (auto matrix = lower_matrix_product(a, traits)) return *matrix;
-  return any_order && is_few(a, kFewRowsMost) ? lower_few(a) : lower_tiled(a, traits);
+  return any_order && is_few(a, kFewRowsMost) ? lower_few(a) : lower_tiled(a, plain_tile(a, traits));
 }
 
 std::vector<Variant> product_variants(const Product& a, const Traits& traits) {
   std::vector<Variant> all = matrix_variants(a, traits);
-  all.push_back({"plain", lower_tiled(a, traits)});
+  all.push_back({"plain", lower_tiled(a, plain_tile(a, traits))});
   if (auto direct = lower_direct(a, traits)) all.push_back({"direct", *direct});
   if (is_few(a, kFewRowsMost)) all.push_back({"few rows", lower_few(a)});
   return all;
@@ -324,7 +343,17 @@ std::vector<Variant> variants(const Operation& operation, const Traits& traits) 
   if (const auto* a = std::get_if<Linear>(&operation)) return product_variants(Product(*a), traits);
   if (const auto* a = std::get_if<QkvRope>(&operation)) return product_variants(Product(*a), traits);
   if (const auto* a = std::get_if<Attention>(&operation)) return matrix_variants(*a, traits);
+  if (const auto* a = std::get_if<KvAttention>(&operation)) return kv_variants(*a, traits);
   return {};
+}
+
+std::vector<ProductTile> product_tiles(const Linear& op, const Traits& traits) {
+  const Product product(op);
+  std::vector<ProductTile> all = matrix_tiles(product, traits);
+  if (op.x.dtype != DType::f32) return all;
+  for (const PlainTile& tile : kPlainTiles)
+    all.push_back({tile.name(), tile.bm, tile.bn, tile.bk, lower_tiled(product, tile)});
+  return all;
 }
 
 }  // namespace turboesm::vulkan

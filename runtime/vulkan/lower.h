@@ -19,9 +19,10 @@ struct Traits {
   uint32_t max_subgroup_size = 32;
   uint32_t max_shared_bytes = 32768;
   uint32_t max_workgroup_invocations = 1024;
-  uint32_t compute_units = 0;  // streaming multiprocessors, compute units; 0: unknown
-  bool software = false;       // a driver that runs on the CPU
-  bool lanes = false;          // one that can run the kernels made for such drivers (shaders/include/lanes.glsl)
+  uint32_t compute_units = 0;               // streaming multiprocessors, compute units; 0: unknown
+  bool software = false;                    // a driver that runs on the CPU
+  std::string_view device_class = "other";  // device_class_of() it: whose rates decide among tiles (linear_rates.h)
+  bool lanes = false;  // one that can run the kernels made for such drivers (shaders/include/lanes.glsl)
   // Memory that kernels may use while they run, zero where a kernel's header says so; 0 bytes: none.
   uint64_t scratch_address = 0;
   uint64_t scratch_bytes = 0;
@@ -63,5 +64,13 @@ struct Variant {
   Dispatch dispatch;
 };
 std::vector<Variant> variants(const Operation& operation, const Traits& traits);
+
+// A product by one of the tiles among which rates decide.
+struct ProductTile {
+  std::string name;     // as in the files of rates/
+  uint32_t bm, bn, bk;  // rows and outputs of a workgroup, inputs of a step
+  Dispatch dispatch;
+};
+std::vector<ProductTile> product_tiles(const Linear& op, const Traits& traits);
 
 }  // namespace turboesm::vulkan

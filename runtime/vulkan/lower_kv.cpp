@@ -33,6 +33,24 @@ KvTile kv_tile(const KvAttention& a, const Traits& traits) {
   return tile;
 }
 
+// kv_attention_rows.comp's.
+KvTile kv_rows_tile(const Traits& traits) { return {.threads = traits.software ? 32u : 128u, .tokens = 4, .parts = 4}; }
+
+// Whether that kernel can: codes, in segments of whole units, and no more queries than registers have room for.
+bool takes_rows(const KvAttention& a, const Traits& traits) {
+  constexpr uint32_t kUnit = 32, kMostHeld = 64, kQuad = 4;
+  const auto has_rows = [&](const KvSide& side) {
+    return side.has_codebook() && a.head_dim / side.segments % kUnit == 0;
+  };
+  return has_rows(a.format.k) && has_rows(a.format.v) && a.queries * a.head_dim / kQuad <= kMostHeld &&
+         kQuad <= traits.min_subgroup_size;
+}
+
+constexpr std::string_view kKvAttentionShaders[2][2][2] = {  // [in rows][rolled][split]
+    {{"kv_attention_whole", "kv_attention_split"}, {"kv_attention_whole_rolled", "kv_attention_split_rolled"}},
+    {{"kv_attention_rows_whole", "kv_attention_rows_split"},
+     {"kv_attention_rows_whole_rolled", "kv_attention_rows_split_rolled"}}};
+
 // Workgroups that share a head of a sequence: enough to occupy the device several times over, for they do not all take
 // equally long, but with runs of tokens that are worth merging, and no more than scratch memory has room for.
 uint32_t kv_splits(const KvAttention& a, const KvTile& tile, const Traits& traits) {
@@ -98,7 +116,9 @@ Dispatch lower_many(const KvAppend& a, const Traits& traits) {
                                    std::max(steps, 1u));
   const uint32_t run = std::max(ceil_div(steps, runs), 1u);
   Dispatch result =
-      dispatch(matrix ? "kv_append_many_coopmat" : "kv_append_many_plain",
+      dispatch(matrix            ? "kv_append_many_coopmat"
+               : traits.software ? "kv_append_many_plain_rolled"
+                                 : "kv_append_many_plain",
                {id_of(DType::f16), kManyThreads, kUnit, a.head_dim, k.segments, k.bits[0], k.bits[1], k.scale_bits,
                 uint32_t(k.scale), v.segments, v.bits[0], v.bits[1], v.scale_bits, uint32_t(v.scale),
                 flags(k, a.k_side), flags(v, a.v_side)},
@@ -157,7 +177,10 @@ Dispatch lower_kv(const KvQuery& a, const Traits& traits) {
                        address_of(a.out), address_of(a.projected), address_of(a.position), a.rows});
 }
 
-Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
+namespace {
+
+// By kv_attention_rows.comp, which must be able to, or kv_attention.comp.
+Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) {
   struct Push {
     uint64_t q, projected, bias, cache, lengths, k_codebook, v_codebook, transform, mean, out, scratch;
     uint32_t blocks;
@@ -176,12 +199,11 @@ Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
                          (a.mean ? kHasMean : 0u) |
                          (k.has_codebook() && is_per_head(a.k_codebook, k.codebook_size()) ? kKCodebookOfHead : 0u) |
                          (v.has_codebook() && is_per_head(a.v_codebook, v.codebook_size()) ? kVCodebookOfHead : 0u);
-  const KvTile tile = kv_tile(a, traits);
+  const KvTile tile = rows ? kv_rows_tile(traits) : kv_tile(a, traits);
   const uint32_t splits = kv_splits(a, tile, traits);
   const uint32_t merged = a.head_dim / tile.parts % 16 == 0 ? 16 : 8;
   Dispatch result =
-      dispatch(traits.software ? (splits > 1 ? "kv_attention_split_rolled" : "kv_attention_whole_rolled")
-                               : (splits > 1 ? "kv_attention_split" : "kv_attention_whole"),
+      dispatch(kKvAttentionShaders[rows][traits.software][splits > 1],
                {tile.threads, a.head_dim, a.queries, tile.tokens, tile.parts, k.segments, k.bits[0], k.bits[1],
                 k.scale_bits, k.qjl, v.segments, v.bits[0], v.bits[1], v.scale_bits, flags, id_of(a.out.dtype), merged},
                {a.heads, a.sequences, splits},
@@ -190,6 +212,18 @@ Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
                     address_of(a.mean), address_of(a.out), traits.scratch_address, a.capacity / KV_BLOCK});
   result.uses_scratch = splits > 1;
   return result;
+}
+
+}  // namespace
+
+Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
+  return lower_attention(a, traits, takes_rows(a, traits));
+}
+
+std::vector<Variant> kv_variants(const KvAttention& a, const Traits& traits) {
+  if (!takes_rows(a, traits)) return {};
+  return {{"rows of 8 codes", lower_attention(a, traits, true)},
+          {"units of 32 codes", lower_attention(a, traits, false)}};
 }
 
 Dispatch lower_kv(const Sample& a, const Traits&) {

@@ -1,11 +1,11 @@
 #include "runtime/vulkan/lower_matrix.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
 
+#include "runtime/vulkan/linear_rates.h"
 #include "runtime/vulkan/lower_tools.h"
 
 namespace turboesm::vulkan {
@@ -21,14 +21,14 @@ constexpr uint32_t kTypicalUnits = 64;  // compute units of a device that does n
 // What remained of 36 tiles, compared on an H200 over 34 shapes (rows 34 to 16384, the layers of 8M to 3B), as long as
 // each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average. And
 // of 21 more for many rows, the one of four subgroups of 64 x 64: the fewest reads of shared memory for a product, and
-// two workgroups on a compute unit, which do not wait for each other's barriers. `turboesm bench linear --tune`
-// compares all of them.
+// two workgroups on a compute unit, which do not wait for each other's barriers. Their rates are in rates/;
+// `turboesm bench linear --variants` compares all of them for one shape.
 constexpr LinearTile kLinearTiles[] = {
     // bm, bn, bk, wm, wn, wk, stages, prefetch, drain
-    {16, 32, 256, 1, 1, 8, 1, 1, 1},        {32, 32, 256, 1, 1, 8, 1, 1, 2},  {32, 64, 128, 2, 2, 2, 1, 2, 1},
-    {64, 64, 64, 2, 2, 1, 1, 1, 2},         {64, 64, 128, 2, 2, 2, 1, 1, 2},  {64, 128, 64, 2, 2, 1, 1, 1, 1},
-    {80, 64, 128, 1, 2, 4, 1, 1, 2},        {128, 128, 64, 2, 4, 1, 1, 1, 2}, {160, 128, 64, 2, 4, 1, 1, 1, 2},
-    {128, 128, 64, 2, 2, 1, 1, 1, 1, 0.84},
+    {16, 32, 256, 1, 1, 8, 1, 1, 1},  {32, 32, 256, 1, 1, 8, 1, 1, 2},  {32, 64, 128, 2, 2, 2, 1, 2, 1},
+    {64, 64, 64, 2, 2, 1, 1, 1, 2},   {64, 64, 128, 2, 2, 2, 1, 1, 2},  {64, 128, 64, 2, 2, 1, 1, 1, 1},
+    {80, 64, 128, 1, 2, 4, 1, 1, 2},  {128, 128, 64, 2, 4, 1, 1, 1, 2}, {160, 128, 64, 2, 4, 1, 1, 1, 2},
+    {128, 128, 64, 2, 2, 1, 1, 1, 1},
 };
 constexpr uint32_t kSplits[] = {1, 2, 3, 4, 6, 8};
 
@@ -96,20 +96,13 @@ bool suits(const Attention& op, const Traits& traits) {
          addressable(uint64_t(op.tokens) * op.heads * op.head_dim, kEights);
 }
 
-// Microseconds that the product takes on an H200, fitted to the same measurements; on other devices only the order
-// matters. A workgroup alone is bound by the latency of its steps, a full device by products and copies.
-double cost(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
-  constexpr double kLaunch = 6.5, kJoin = 0.95;               // of a dispatch; of the last workgroup's additions
-  constexpr double kStep = 0.38, kStepPerByte = 3.7e-6;       // of a workgroup that has a compute unit to itself
-  constexpr double kPerProduct = 0.25e-6, kPerByte = 9.1e-6;  // of a compute unit with enough workgroups
-  constexpr double kPerPartialByte = 0.55e-6;
-  constexpr double kTail = 0.86;  // share of the last, incomplete round that is lost
-  const double rounds = double(workgroups(op, tile, splits)) / units(traits);
-  const double steps = divide_up(divide_up(op.inputs, tile.bk), splits);
-  const double step_bytes = 2.0 * (tile.bm + tile.bn) * tile.bk, products = double(tile.bm) * tile.bn * tile.bk;
-  const double alone = steps * (kStep + kStepPerByte * step_bytes);
-  const double full = tile.busy * rounds * steps * (kPerProduct * products + kPerByte * step_bytes);
-  const double time = kLaunch + std::max(alone, full * (1 + kTail * (std::ceil(rounds) / rounds - 1)));
+// Microseconds that the product takes by a tile of this rate. Where workgroups share a tile, their partial sums go
+// through memory.
+double cost(const Product& op, const Traits& traits, const LinearTile& tile, const TileRate& rate, uint32_t splits) {
+  constexpr double kJoin = 0.95, kPerPartialByte = 0.55e-6;  // the last workgroup's additions, on an H200
+  const uint32_t steps = divide_up(divide_up(op.inputs, tile.bk), splits);
+  const double time = tile_microseconds(linear_rates(traits.device_class).launch, rate, workgroups(op, tile, splits),
+                                        units(traits), steps);
   return splits == 1 ? time : time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
 }
 
@@ -132,6 +125,8 @@ const AttentionTile* choose_tile(const Attention& op, const Traits& traits) {
 }
 
 }  // namespace
+
+std::string LinearTile::name() const { return fmt::format("{}x{}x{}, {} subgroups", bm, bn, bk, wm * wn * wk); }
 
 std::span<const LinearTile> linear_tiles() { return kLinearTiles; }
 
@@ -197,10 +192,11 @@ std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& tr
   uint32_t best_splits = 1;
   double least = 0;
   for (const LinearTile& tile : kLinearTiles) {
-    if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
+    const TileRate* rate = find_rate(traits.device_class, tile.name());
+    if (!rate || !fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
     for (const uint32_t splits : kSplits) {
       if (splits > max_splits(op, traits, tile)) break;
-      const double time = cost(op, traits, tile, splits);
+      const double time = cost(op, traits, tile, *rate, splits);
       if (best && time >= least) continue;
       best = &tile;
       best_splits = splits;
@@ -261,11 +257,19 @@ std::vector<Variant> matrix_variants(const Product& op, const Traits& traits) {
     if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
     for (const uint32_t splits : kSplits) {
       if (splits > max_splits(op, traits, tile)) break;
-      const uint32_t subgroups = tile.wm * tile.wn * tile.wk;
-      all.push_back({fmt::format("{}x{}x{}, {} subgroups, 1/{}", tile.bm, tile.bn, tile.bk, subgroups, splits),
-                     lower_matrix_product_with(op, traits, tile, splits)});
+      all.push_back(
+          {fmt::format("{}, 1/{}", tile.name(), splits), lower_matrix_product_with(op, traits, tile, splits)});
     }
   }
+  return all;
+}
+
+std::vector<ProductTile> matrix_tiles(const Product& op, const Traits& traits) {
+  std::vector<ProductTile> all;
+  if (!suits(op, traits)) return all;
+  for (const LinearTile& tile : kLinearTiles)
+    if (fits(tile, traits))
+      all.push_back({tile.name(), tile.bm, tile.bn, tile.bk, lower_matrix_product_with(op, traits, tile, 1)});
   return all;
 }
 

@@ -29,11 +29,12 @@ struct LinearTile {
   uint32_t wm, wn, wk;        // its grid of subgroups; each sums (bm / wm) x (bn / wn) over bk / wk of a step
   uint32_t stages, prefetch;  // buffers in shared memory (1 or 2); steps between a global load and its use
   uint32_t drain;             // times 16 rows of a subgroup's sums that pass through shared memory at a time
-  double busy = 1;            // time on a full device, relative to what the cost model says of a tile of this size
+
+  std::string name() const;  // as in the files of rates/
 };
 
-// All tiles, for a benchmark to compare; and the operation by one of them, which must fit, with the inputs split over
-// `splits` workgroups a tile. Splits need scratch memory: at most max_splits() of it.
+// All tiles; and the operation by one of them, which must fit, with the inputs split over `splits` workgroups a tile.
+// Splits need scratch memory: at most max_splits() of it.
 std::span<const LinearTile> linear_tiles();
 bool fits(const LinearTile& tile, const Traits& traits);
 uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& tile);
@@ -52,6 +53,7 @@ Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, 
 
 // All of them, with their splits, that could compute the operation.
 std::vector<Variant> matrix_variants(const Product& op, const Traits& traits);
+std::vector<ProductTile> matrix_tiles(const Product& op, const Traits& traits);  // without splits
 std::vector<Variant> matrix_variants(const Attention& op, const Traits& traits);
 
 }  // namespace turboesm::vulkan

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/vulkan/features.h"
+#include "runtime/vulkan/linear_rates.h"
 #include "runtime/vulkan/staging.h"
 #include "shaders/shaders.h"
 
@@ -210,6 +211,7 @@ void read_traits(PhysicalDevice& device, const Properties& properties) {
   traits.compute_units = properties.compute_units();
   traits.matrix2 = device.abilities.matrices2;
   traits.software = device.info.kind == DeviceKind::software_gpu;
+  traits.device_class = device_class_of(properties.core.properties.vendorID, traits.software);
   traits.lanes = traits.software && device.abilities.int64 && traits.min_subgroup_size == traits.max_subgroup_size &&
                  (properties.v11.subgroupSupportedOperations & VK_SUBGROUP_FEATURE_BALLOT_BIT);
   device.info.subgroup_size = traits.subgroup_size;

@@ -17,7 +17,8 @@ OwnedQueryPool make_queries(const LogicalDevice& device, uint32_t count) {
 }  // namespace
 
 VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines,
-                                 Queue& queue, std::span<const Operation> operations, const RecordOptions& options)
+                                 Queue& queue, std::span<const Operation> operations, const RecordOptions& options,
+                                 const Dispatch* by)
     : physical_(physical), device_(device), queue_(queue), options_(options), commands_(device) {
   for (const Operation& operation : operations) check(operation);
   const uint32_t count = options.profile ? uint32_t(operations.size()) + 1 : 2;
@@ -25,7 +26,7 @@ VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDe
   commands_.begin(VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT);
   if (queries_) device_.vk.vkCmdResetQueryPool(commands_.get(), queries_.get(), 0, count);
   memory_barrier(device_, commands_.get(), kCompute | kTransfer, kCompute);  // orders it after all earlier submissions
-  record(pipelines, operations);
+  record(pipelines, operations, by);
   commands_.end();
 }
 
@@ -36,13 +37,13 @@ VulkanRecording::~VulkanRecording() {
   }
 }
 
-void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations) {
+void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by) {
   HazardTracker hazards;
   VkPipeline bound = VK_NULL_HANDLE;
   write_timestamp();
   for (const Operation& operation : operations) {
     const Traits& traits = physical_.traits;
-    const Dispatch dispatch = choose(operation);
+    const Dispatch dispatch = by ? *by : choose(operation);
     std::vector<AccessedRange> accesses = accesses_of(operation);
     if (dispatch.uses_scratch)
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});

@@ -203,6 +203,17 @@ TEST_CASE("kv_attention agrees with the oracle", "[conformance]") {
   });
 }
 
+TEST_CASE("every variant of kv_attention agrees with the oracle", "[conformance]") {
+  conform_variants(56, [](Harness& harness) {
+    const AttentionParts all{true, true, true, false};
+    for (const char* name : {"4|3 and 4|2 bits searched, 8-bit scales", "3 bits with QJL and no scales"}) {
+      add_attention(harness, kv_format(name), DType::f32, 1, 2, 64, {70, 0, 33}, all);
+      add_attention(harness, kv_format(name), DType::f32, 2, 1, 128, {1000}, all);
+      add_attention(harness, kv_format(name), DType::f32, 4, 1, 128, {70}, all);
+    }
+  });
+}
+
 // Append, query and attention together, with an f32 cache and every transform in place, are softmax(q k^T) v: centres
 // and transforms cancel, whatever the layout.
 TEST_CASE("attention over an exact cache is attention", "[conformance]") {

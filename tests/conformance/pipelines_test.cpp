@@ -37,7 +37,7 @@ class Builder {
         add_cache(format.format, head_dim, 1, 64);
         add_cache(format.format, head_dim, 2, 8192);
       }
-      add_cache(format.format, 64, 4, 64);
+      for (const uint32_t head_dim : {64u, 128u}) add_cache(format.format, head_dim, 4, 64);
     }
     using enum KvScale;
     for (const uint32_t head_dim : {32u, 64u, 128u})
