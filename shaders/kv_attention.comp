@@ -14,10 +14,10 @@
 // shuffles, until all is merged at the end. Neighbouring invocations read neighbouring words. Each has its next words
 // of K on the way while it adds up values, and those of V while it scores.
 //
-// Codes in whole units, for as many queries as registers have room for, are kv_attention_rows.comp's.
+// Codes in whole units, for as many queries as registers have room for, can be kv_attention_rows.comp's, too.
 //
-// What bounds it is unpacking. A code costs 1.4 to 1.6 integer operations (bytes of four codes are masked out of a word
-// at once, then taken one by one), one lookup of its centroid in shared memory, and one fma for each query: 3.5 to 3.6
+// What bounds it is unpacking. A code costs two integer operations (compilers mask it out of its word by
+// itself, though the source masks bytes of four codes at once), one lookup of its centroid in shared memory, and one fma for each query: 4
 // instructions. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
 // entry is broadcast. Lookups are the limit where a subgroup's takes a cycle of a multiprocessor and 4 others are
 // issued meanwhile. Tables of pairs of codes would halve the integer operations, but read as many bytes and must be
