@@ -18,9 +18,10 @@ template <uint32_t ROWS>
 __global__ void __launch_bounds__(kThreads) narrow(const Product p) {
   extern __shared__ __align__(16) float x[];  // [ROWS][inputs]
   let_next_start();
-  // The weights come while the kernel before this one runs.
+  // The weights come while the kernel before this one runs, a share by each block.
   constexpr uint32_t kLine = 32;  // floats
-  for (uint64_t i = kLine * threadIdx.x; i < uint64_t(p.outputs) * p.inputs; i += kLine * kThreads)
+  const uint64_t step = uint64_t(kLine) * kThreads;
+  for (uint64_t i = step * blockIdx.x + kLine * threadIdx.x; i < uint64_t(p.outputs) * p.inputs; i += step * gridDim.x)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const float*>(p.weight) + i));
   wait_for_inputs();
   const uint32_t first = blockIdx.x * ROWS, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

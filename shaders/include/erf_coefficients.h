@@ -1,5 +1,5 @@
-// Coefficients of the error function in fp32, for C++ and GLSL alike: macros only, so that every back end evaluates
-// the same form.
+// Coefficients of the error function in fp32, for CUDA and GLSL alike: macros only, so that both evaluate the same form
+// (gelu_coefficients.h has the form for kernels in whose time GELU shows).
 //
 //   erf(x) = x P(x^2) / Q(x^2)      for |x| < ERF_LIMIT
 //          = sign(x)                beyond, where 1 - erf(x) < 3.0e-8 is less than half an fp32 ulp
