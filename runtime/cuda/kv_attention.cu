@@ -265,14 +265,14 @@ __global__ void __launch_bounds__(kKvThreads, unit_blocks(kWords, kQueries))
     for (uint32_t i = 0; i < kUnit; ++i) {
       float sum = shrink * sums[r][i];
       for (uint32_t step = parts; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-      if (lane < parts && r < a.queries) shared_sums[(warp * a.queries + r) * d + part * kUnit + i] = sum;
+      if (lane < parts && r < a.queries) shared_sums[(r * kKvWarps + warp) * d + part * kUnit + i] = sum;
     }
     if (lane == 0) {
-      tail.largest[warp][r] = highest;
-      tail.total[warp][r] = weights;
+      tail.largest[r * kKvWarps + warp] = highest;
+      tail.total[r * kKvWarps + warp] = weights;
     }
   }
-  finish<0, kKvWarps>(a, place, tail, shared_sums, share.length == 0);
+  finish<0, kKvWarps>(a, place, tail, shared_sums);
 }
 
 // ---- Any shape ------------------------------------------------------------------------------------------------------
@@ -419,8 +419,8 @@ __global__ void __launch_bounds__(kKvThreads, 4)
   }
   total = warp_sum(total);
   if (lane == 0 && warp < a.queries) {
-    tail.largest[0][warp] = largest;
-    tail.total[0][warp] = total;
+    tail.largest[warp] = largest;
+    tail.total[warp] = total;
   }
 #pragma unroll
   for (uint32_t k = 0; k < kColumns; ++k) {
@@ -429,7 +429,7 @@ __global__ void __launch_bounds__(kKvThreads, 4)
       if (r < a.queries && thread + k * kKvThreads < d) shared_sums[r * d + thread + k * kKvThreads] = sums[k][r];
     }
   }
-  finish<0, 1>(a, place, tail, shared_sums, share.length == 0);
+  finish<0, 1>(a, place, tail, shared_sums);
 }
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
@@ -469,12 +469,14 @@ KvArguments arguments_of(const KvAttention& a, const Launch& l) {
           .out = pointer<void>(a.out),
           .scratch = reinterpret_cast<uint32_t*>(l.scratch),
           .out_dtype = a.out.dtype,
+          .sequences = a.sequences,
           .queries = a.queries,
           .heads = a.heads,
           .head_dim = a.head_dim,
           .blocks = a.capacity / KV_BLOCK,
           .block_words = a.format.block_words(a.head_dim),
           .splits = 1,
+          .log2_together = 0,
           .k_codebook_step = step(a.k_codebook, a.format.k.codebook_size()),
           .v_codebook_step = step(a.v_codebook, a.format.v.codebook_size()),
           .transform_step = step(a.transform, uint64_t(a.head_dim) * a.head_dim)};
@@ -485,7 +487,7 @@ void launch_kernel(void (*kernel)(Parameters...), size_t floats, KvArguments arg
                    uint32_t resident, const Launch& l) {
   const size_t bytes = floats * sizeof(float);
   arguments.splits = kv_splits(a, l, resident);
-  start(kernel, dim3(a.heads * arguments.splits, a.sequences), dim3(kKvThreads), bytes, l, arguments,
+  start(kernel, dim3(a.heads, a.sequences, arguments.splits), dim3(kKvThreads), bytes, l, arguments,
         layout_of(a.format, a.head_dim));
 }
 
