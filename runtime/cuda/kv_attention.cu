@@ -512,11 +512,20 @@ uint32_t words_of_unit(const KvSide& side, uint32_t head_dim) {
 
 }  // namespace
 
+double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu) {
+  constexpr double kMany = 4;     // from here on blocks do not end together, and none waits for a wave
+  constexpr uint32_t kLeast = 2;  // blocks that a multiprocessor takes as long for as for one
+  const double full = double(blocks) / (double(gpu.multiprocessors) * resident);
+  if (full <= 1) return 1;
+  if (full >= kMany) return full + 0.5;
+  const uint32_t most = blocks_of(blocks, gpu.multiprocessors), rest = most % resident;
+  return most / resident + (rest == 0 ? 0 : double(rest < kLeast ? kLeast : rest) / resident);
+}
+
 uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
   // Estimated times, in units of what a warp of a full multiprocessor takes for a block of the cache: before and after
   // the loop; for merging splits, and for each of them.
   constexpr double kFixed = 4, kMerge = 2.5, kMergeSplit = 0.05;
-  constexpr double kManyWaves = 4;  // from here on blocks of threads do not end together, and none waits for a wave
   const uint64_t tiles = uint64_t(a.sequences) * a.heads;
   if (tiles == 0 || tiles > kCounters) return 1;
   const uint64_t blocks = a.capacity / KV_BLOCK, stride = (a.head_dim + 4) * a.queries * sizeof(float);
@@ -526,10 +535,9 @@ uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
   uint32_t best = 1;
   double least = 0;
   for (uint64_t splits = 1; splits <= most; ++splits) {
-    const double full = double(tiles * splits) / (double(l.gpu.multiprocessors) * resident);
-    const double waves = full <= 1 ? 1 : full < kManyWaves ? double(uint64_t(full + 0.999999)) : full + 0.5;
     const uint64_t of_split = (blocks + splits - 1) / splits, of_warp = (of_split + kKvWarps - 1) / kKvWarps;
-    const double time = waves * (kFixed + double(of_warp)) + (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
+    const double time = kv_waves(tiles * splits, resident, l.gpu) * (kFixed + double(of_warp)) +
+                        (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
     if (splits == 1 || time < least) best = uint32_t(splits), least = time;
   }
   return best;

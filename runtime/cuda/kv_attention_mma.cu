@@ -607,18 +607,14 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
 // transform: the number that is expected to take the least time. `resident` blocks fit on a multiprocessor.
 uint32_t log2_together(const KvAttention& a, const Launch& l, uint32_t resident) {
   // In units of what a warp of a full multiprocessor takes for a block of the cache, as in kv_splits().
-  constexpr double kFixed = 4, kManyWaves = 4;
-  constexpr uint32_t kLeast = 2;     // blocks of threads on a multiprocessor that take as long as one
+  constexpr double kFixed = 4;
   constexpr double kWorthIt = 0.95;  // for lengths differ, and a block takes as long as its longest sequence
   uint32_t best = 0;
   double least = 0;
   for (uint32_t log2 = 0; log2 <= kLog2Warps && a.queries << log2 <= kKvQueries; ++log2) {
     const uint64_t blocks = uint64_t(blocks_of(a.sequences, 1u << log2)) * a.heads;
-    const double full = double(blocks) / (double(l.gpu.multiprocessors) * resident);
-    const uint32_t most = blocks_of(blocks, l.gpu.multiprocessors), rest = most % resident;
-    const double last = rest == 0 ? 0 : double(std::max(rest, kLeast)) / resident;
-    const double waves = full < kManyWaves ? double(most / resident) + last : full + 0.5;
-    const double time = waves * (kFixed + blocks_of(uint64_t(a.capacity / KV_BLOCK) << log2, kKvWarps));
+    const double time =
+        kv_waves(blocks, resident, l.gpu) * (kFixed + blocks_of(uint64_t(a.capacity / KV_BLOCK) << log2, kKvWarps));
     if (log2 == 0 || time < kWorthIt * least) best = log2, least = time;
   }
   return best;

@@ -44,6 +44,10 @@ struct KvArguments {
   uint32_t k_codebook_step, v_codebook_step, transform_step;
 };
 
+// What `blocks` blocks of threads take, in units of what as many as fit on all multiprocessors take together;
+// `resident` fit on one.
+double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu);
+
 // Splits that are expected to take the least time, for kernels whose warps take a block of the cache at a time and of
 // which `resident` blocks of threads fit on a multiprocessor.
 uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident);
