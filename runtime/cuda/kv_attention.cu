@@ -265,14 +265,14 @@ __global__ void __launch_bounds__(kKvThreads, unit_blocks(kWords, kQueries))
     for (uint32_t i = 0; i < kUnit; ++i) {
       float sum = shrink * sums[r][i];
       for (uint32_t step = parts; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-      if (lane < parts && r < a.queries) shared_sums[(warp * a.queries + r) * d + part * kUnit + i] = sum;
+      if (lane < parts && r < a.queries) shared_sums[(r * kKvWarps + warp) * d + part * kUnit + i] = sum;
     }
     if (lane == 0) {
-      tail.largest[warp][r] = highest;
-      tail.total[warp][r] = weights;
+      tail.largest[r * kKvWarps + warp] = highest;
+      tail.total[r * kKvWarps + warp] = weights;
     }
   }
-  finish<0, kKvWarps>(a, place, tail, shared_sums, share.length == 0);
+  finish<0, kKvWarps>(a, place, tail, shared_sums);
 }
 
 // ---- Any shape ------------------------------------------------------------------------------------------------------
@@ -419,8 +419,8 @@ __global__ void __launch_bounds__(kKvThreads, 4)
   }
   total = warp_sum(total);
   if (lane == 0 && warp < a.queries) {
-    tail.largest[0][warp] = largest;
-    tail.total[0][warp] = total;
+    tail.largest[warp] = largest;
+    tail.total[warp] = total;
   }
 #pragma unroll
   for (uint32_t k = 0; k < kColumns; ++k) {
@@ -429,7 +429,7 @@ __global__ void __launch_bounds__(kKvThreads, 4)
       if (r < a.queries && thread + k * kKvThreads < d) shared_sums[r * d + thread + k * kKvThreads] = sums[k][r];
     }
   }
-  finish<0, 1>(a, place, tail, shared_sums, share.length == 0);
+  finish<0, 1>(a, place, tail, shared_sums);
 }
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
@@ -469,12 +469,14 @@ KvArguments arguments_of(const KvAttention& a, const Launch& l) {
           .out = pointer<void>(a.out),
           .scratch = reinterpret_cast<uint32_t*>(l.scratch),
           .out_dtype = a.out.dtype,
+          .sequences = a.sequences,
           .queries = a.queries,
           .heads = a.heads,
           .head_dim = a.head_dim,
           .blocks = a.capacity / KV_BLOCK,
           .block_words = a.format.block_words(a.head_dim),
           .splits = 1,
+          .log2_together = 0,
           .k_codebook_step = step(a.k_codebook, a.format.k.codebook_size()),
           .v_codebook_step = step(a.v_codebook, a.format.v.codebook_size()),
           .transform_step = step(a.transform, uint64_t(a.head_dim) * a.head_dim)};
@@ -485,7 +487,7 @@ void launch_kernel(void (*kernel)(Parameters...), size_t floats, KvArguments arg
                    uint32_t resident, const Launch& l) {
   const size_t bytes = floats * sizeof(float);
   arguments.splits = kv_splits(a, l, resident);
-  start(kernel, dim3(a.heads * arguments.splits, a.sequences), dim3(kKvThreads), bytes, l, arguments,
+  start(kernel, dim3(a.heads, a.sequences, arguments.splits), dim3(kKvThreads), bytes, l, arguments,
         layout_of(a.format, a.head_dim));
 }
 
@@ -510,11 +512,20 @@ uint32_t words_of_unit(const KvSide& side, uint32_t head_dim) {
 
 }  // namespace
 
+double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu) {
+  constexpr double kMany = 4;     // from here on blocks do not end together, and none waits for a wave
+  constexpr uint32_t kLeast = 2;  // blocks that a multiprocessor takes as long for as for one
+  const double full = double(blocks) / (double(gpu.multiprocessors) * resident);
+  if (full <= 1) return 1;
+  if (full >= kMany) return full + 0.5;
+  const uint32_t most = blocks_of(blocks, gpu.multiprocessors), rest = most % resident;
+  return most / resident + (rest == 0 ? 0 : double(rest < kLeast ? kLeast : rest) / resident);
+}
+
 uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
   // Estimated times, in units of what a warp of a full multiprocessor takes for a block of the cache: before and after
   // the loop; for merging splits, and for each of them.
   constexpr double kFixed = 4, kMerge = 2.5, kMergeSplit = 0.05;
-  constexpr double kManyWaves = 4;  // from here on blocks of threads do not end together, and none waits for a wave
   const uint64_t tiles = uint64_t(a.sequences) * a.heads;
   if (tiles == 0 || tiles > kCounters) return 1;
   const uint64_t blocks = a.capacity / KV_BLOCK, stride = (a.head_dim + 4) * a.queries * sizeof(float);
@@ -524,10 +535,9 @@ uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
   uint32_t best = 1;
   double least = 0;
   for (uint64_t splits = 1; splits <= most; ++splits) {
-    const double full = double(tiles * splits) / (double(l.gpu.multiprocessors) * resident);
-    const double waves = full <= 1 ? 1 : full < kManyWaves ? double(uint64_t(full + 0.999999)) : full + 0.5;
     const uint64_t of_split = (blocks + splits - 1) / splits, of_warp = (of_split + kKvWarps - 1) / kKvWarps;
-    const double time = waves * (kFixed + double(of_warp)) + (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
+    const double time = kv_waves(tiles * splits, resident, l.gpu) * (kFixed + double(of_warp)) +
+                        (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
     if (splits == 1 || time < least) best = uint32_t(splits), least = time;
   }
   return best;

@@ -9,6 +9,8 @@ namespace turboesm::cuda {
 namespace {
 
 constexpr uint32_t kCopyBytes = 16, kCopyWords = kCopyBytes / 4;
+constexpr uint32_t kMagic = 0x4b400000;  // the bits of kMagicValue; as a float, kMagic + i is kMagicValue + i
+constexpr float kMagicValue = 12582912;  // 1.5 x 2^23, for |i| < 2^22
 
 // ---- Instructions ---------------------------------------------------------------------------------------------------
 
@@ -195,17 +197,16 @@ __device__ uint32_t key_element(uint32_t j, uint32_t i) {
 // The same for lane g of eight and its i-th of 4.
 __device__ inline uint32_t value_element(uint32_t g, uint32_t i) { return 4 * g + i; }
 
+// 1, and the compiler does not know it: of a constant it would make a comparison and a selection, or moves.
+__device__ __forceinline__ uint32_t unknown_one() { return blockDim.y; }
+
 // A scale: the number of kv_scale.h. `factor` and `bias` are kept constants.
 template <uint32_t scale_bits>
 struct ScaleDecoder {
   uint32_t factor = scale_bits == 16 ? 1u << 13 : 1u << 18, bias = scale_bits == 16 ? 112u << 23 : 123u << 23;
   __device__ ScaleDecoder() { keep(factor), keep(bias); }
   __device__ __forceinline__ float operator()(uint32_t code) const {
-    if constexpr (scale_bits == 8) {
-      uint32_t is_positive = min(code, 1u);
-      keep(is_positive);  // or a comparison and a selection would take its place, which are slower
-      return __uint_as_float(code * factor + is_positive * bias);
-    }
+    if constexpr (scale_bits == 8) return __uint_as_float(code * factor + min(code, unknown_one()) * bias);
     if constexpr (scale_bits == 16) return code < 0x400u ? 0.0f : __uint_as_float(code * factor + bias);
     return 1;
   }
@@ -220,41 +221,56 @@ struct Table {
   float unit, offset;
 };
 
-__device__ __forceinline__ float rounded(float x, uint32_t bits, uint32_t code) {
-  const float r = rintf(x);
+// The integer nearest to the product, which is below 2^22, within what the code's byte holds.
+template <uint32_t bits>
+__device__ __forceinline__ float rounded(float x, float factor, uint32_t code) {
+  const float r = fmaf(x, factor, kMagicValue) - kMagicValue;
   if (bits < 4) return fminf(fmaxf(r, -127.0f), 127.0f);
   return code < 8 ? fminf(fmaxf(r, -128.0f), -1.0f) : fminf(fmaxf(r, -1.0f), 126.0f);
 }
 
+// The largest and the least of all lanes' numbers, which are not below 0: their bits are ordered as they are.
+__device__ __forceinline__ float positive_max(float x) {
+#if __CUDA_ARCH__ >= 800
+  return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(x)));
+#else
+  return warp_max(x);
+#endif
+}
+__device__ __forceinline__ uint32_t warp_min(uint32_t x) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_min_sync(kAllLanes, x);
+#else
+  return x;  // not launched
+#endif
+}
+
 // By one warp, from 2^bits centroids in ascending order. Each lane tries a unit.
-__device__ void make_table(const float* codebook, uint32_t bits, Table& table) {
+template <uint32_t bits>
+__device__ __forceinline__ void make_table(const float* codebook, Table& table) {
   constexpr float kMost = 126, kStep = 1;  // the largest |r| that lane 0 tries, and by how much the next one's is less
-  const uint32_t lane = threadIdx.x % kWarp, codes = 1u << bits, code = lane % codes;
-  float x = codebook[code], offset = 0, largest = warp_max(fabsf(x));
+  constexpr uint32_t kCodes = 1u << bits;
+  const uint32_t lane = threadIdx.x % kWarp, code = lane % kCodes;
+  float x = codebook[code], offset = 0, largest = positive_max(fabsf(x));
   if (bits == 4) {
     const float below = __shfl_sync(kAllLanes, x, 7), above = __shfl_sync(kAllLanes, x, 8),
                 unit = largest * (1 / kMost);
     if (below > -0.5f * unit || above < -0.5f * unit) offset = 0.5f * (below + above);
     x -= offset;
-    largest = warp_max(fabsf(x));
+    largest = positive_max(fabsf(x));
   }
   largest = fmaxf(largest, 1e-20f);
   const float most = (bits == 4 ? kMost : kMost + 1) - kStep * float(lane);
   float unit = __fdividef(largest, most), inverse = __fdividef(most, largest), error = 0;
-#pragma unroll 4
-  for (uint32_t i = 0; i < (codes + 3) / 4 * 4; ++i) {  // some of two twice
-    const float y = __shfl_sync(kAllLanes, x, i), difference = y - unit * rounded(y * inverse, bits, i);
+#pragma unroll
+  for (uint32_t i = 0; i < kCodes; ++i) {
+    const float y = __shfl_sync(kAllLanes, x, i), difference = y - unit * rounded<bits>(y, inverse, i);
     error += difference * difference;
   }
-  uint32_t best = lane;
-#pragma unroll
-  for (uint32_t step = 16; step > 0; step /= 2) {
-    const float other = __shfl_xor_sync(kAllLanes, error, step);
-    const uint32_t other_best = __shfl_xor_sync(kAllLanes, best, step);
-    if (other < error || (other == error && other_best < best)) error = other, best = other_best;
-  }
+  // The least error's lane: errors are compared without their lowest bits, which hold the lane.
+  const uint32_t best = warp_min((__float_as_uint(error) & ~(kWarp - 1)) | lane) % kWarp;
   unit = __shfl_sync(kAllLanes, unit, best), inverse = __shfl_sync(kAllLanes, inverse, best);
-  const int32_t r = int32_t(rounded(x * inverse, bits, code)) + (code >= 8 ? 1 : 0);
+  const int32_t r = int32_t(rounded<bits>(x, inverse, code)) + (code >= 8 ? 1 : 0);
   uint32_t word = (uint32_t(r) & 0xffu) << (8 * (lane % 4));
   word |= __shfl_xor_sync(kAllLanes, word, 1);
   word |= __shfl_xor_sync(kAllLanes, word, 2);

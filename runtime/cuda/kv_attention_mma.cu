@@ -33,9 +33,15 @@
 //
 // What bounds this is the rate of bit operations, of which a multiprocessor does half as many as products and sums.
 //
+// What precedes and follows a sequence's blocks is as much work as eight of them. Where sequences are many, a block of
+// threads therefore takes one head of two or four, with two warps or one for each: its codebooks are rounded once, its
+// transform is read once, and each warp has more blocks for its query.
+//
 // Blocks come through shared memory by cp.async, kStages ahead; the rows of K's words are placed so that a quarter of a
 // warp reads its vectors from different banks. Of 3-bit codes, each lane first makes the fourth row for some units.
 #include "runtime/cuda/kv_attention_mma.h"
+
+#include <algorithm>
 
 #include "runtime/cuda/kv_attention_codes.cuh"
 #include "runtime/cuda/kv_attention_softmax.cuh"
@@ -45,8 +51,8 @@ namespace {
 
 constexpr uint32_t kStages = 4;  // blocks of the cache of each warp that are on their way or in use
 constexpr float kQuerySteps = 127 * 256;
-constexpr uint32_t kMagic = 0x4b400000;  // the bits of kMagicValue; as a float, kMagic + i is kMagicValue + i
-constexpr float kMagicValue = 12582912;  // 1.5 x 2^23, for |i| < 2^22
+constexpr uint32_t kLog2Warps = 2;
+static_assert(1u << kLog2Warps == kKvWarps);
 // Of a warp, at most: sums of digits up to 255 x 128 over 32 tokens must stay below 2^31.
 constexpr uint32_t kMostBlocks = 1024;
 
@@ -61,11 +67,11 @@ constexpr uint32_t resident_blocks(uint32_t head_dim, uint32_t segments, bool is
 // What every lane keeps.
 struct Constants {
   uint32_t selector_mask = 0x77777777u, low_nibbles = 0x0f0f0f0fu, high_bits = 0x88888888u;
-  uint32_t start[4] = {kMagic, kMagic, kMagic, kMagic};
-  __device__ Constants() {
+  uint32_t start[4];  // kMagic
+  __device__ explicit Constants(uint32_t magics) {
     keep(selector_mask), keep(low_nibbles), keep(high_bits);
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) keep(start[i]);
+    const uint4 v = load_shared_vector(magics);  // or they would be moved into place for each block of tokens
+    start[0] = v.x, start[1] = v.y, start[2] = v.z, start[3] = v.w;
   }
 };
 
@@ -106,6 +112,30 @@ struct Keys {
   uint32_t at[K::kSegments];     // bytes from the beginning of a stage to this lane's words
   uint32_t shift[K::kSegments];  // to the lane's codes of 1 or 2 bits
 };
+
+// What lane j of four takes of a query, or zeros if there is none.
+template <class K>
+__device__ __forceinline__ void load_query(const float* query, bool is_one, uint32_t j, float (&to)[K::kChunks][8]) {
+#pragma unroll
+  for (uint32_t c = 0; c < K::kChunks; ++c) {
+    const auto load = [&]<uint32_t bits>() {
+      if constexpr (bits >= 3) {  // neighbours
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i += 4) {
+          const float4 v = is_one ? load4(query + 32 * c + key_element<bits>(j, i)) : float4{0, 0, 0, 0};
+          to[c][i] = v.x, to[c][i + 1] = v.y, to[c][i + 2] = v.z, to[c][i + 3] = v.w;
+        }
+      } else {
+#pragma unroll
+        for (uint32_t i = 0; i < 8; ++i) to[c][i] = is_one ? query[32 * c + key_element<bits>(j, i)] : 0.0f;
+      }
+    };
+    if (c < K::kUnits)
+      load.template operator()<K::bits(0)>();
+    else
+      load.template operator()<K::bits(K::kSegments - 1)>();
+  }
+}
 
 // dots[tile] = kMagic + products of one segment with the queries.
 template <class K, uint32_t segment>
@@ -244,6 +274,7 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
   constexpr uint32_t d = K::kHeadDim, kTables = K::kSegments + V::kSegments, kColumns = is_single ? 2 : 8;
   extern __shared__ uint4 dynamic[];  // [warp] of kStages stages, weights and scales
   __shared__ Table tables[4];
+  __shared__ uint4 magic_vector;
   __shared__ KvTail tail;
 
   const KvPlace place(a);
@@ -251,27 +282,35 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
   let_next_start();
 
   // Warp w rounds codebook w; none of what is read here is written by a kernel.
-  if (warp < kTables) {
-    const bool is_key = warp < K::kSegments;
-    const bool is_second = is_key ? warp == 1 : warp == K::kSegments + 1;
-    const uint32_t bits_0 = is_key ? K::bits(0) : V::bits(0), bits_1 = is_key ? K::bits(1) : V::bits(1);
-    const float* codebook = is_key ? a.k_codebook + uint64_t(place.head) * a.k_codebook_step
-                                   : a.v_codebook + uint64_t(place.head) * a.v_codebook_step;
-    make_table(codebook + (is_second ? (2u << bits_0) - 1 : 0), is_second ? bits_1 : bits_0, tables[warp]);
+  const float* const k_codebook = a.k_codebook + uint64_t(place.head) * a.k_codebook_step;
+  const float* const v_codebook = a.v_codebook + uint64_t(place.head) * a.v_codebook_step;
+  const auto second = [](uint32_t bits) { return (2u << bits) - 1; };  // where a second segment's centroids begin
+  if (warp == 0) make_table<K::bits(0)>(k_codebook, tables[0]);
+  if (warp == K::kSegments) make_table<V::bits(0)>(v_codebook, tables[K::kSegments]);
+  if constexpr (K::kSegments == 2) {
+    if (warp == 1) make_table<K::bits(1)>(k_codebook + second(K::bits(0)), tables[1]);
+    if (warp == 3) make_table<V::bits(1)>(v_codebook + second(V::bits(0)), tables[3]);
   }
   if (a.transform != nullptr) {
     constexpr uint32_t kLine = 32;  // floats
     for (uint32_t i = thread * kLine; i < d * d; i += kKvThreads * kLine)
       prefetch(a.transform + uint64_t(place.head) * a.transform_step + i);
   }
-  const Constants constants;
+  if (thread == 0) magic_vector = {kMagic, kMagic, kMagic, kMagic};
   const ScaleDecoder<scale_bits> decode;
   wait_for_inputs();
 
-  // This warp's blocks: first + warp, then every kKvWarps-th.
-  const uint32_t length = uint32_t(a.lengths[place.sequence]), used = (length + KV_BLOCK - 1) / KV_BLOCK;
-  const uint32_t first = used * place.split / a.splits;
-  const uint32_t end = used * (place.split + 1) / a.splits;
+  // This warp's sequence, and its blocks: `begin`, then every team-th. Behind the last sequence there are none.
+  const uint32_t log2_team = kLog2Warps - a.log2_together, team = 1u << log2_team;
+  KvPlace own = place;
+  own.sequence = min(place.sequence + (warp >> log2_team), a.sequences - 1);
+  const uint32_t length = place.sequence + (warp >> log2_team) < a.sequences ? uint32_t(a.lengths[own.sequence]) : 0;
+  uint32_t begin = 0, end = (length + KV_BLOCK - 1) / KV_BLOCK;
+  if (a.splits > 1) {
+    begin = end * place.split / a.splits;
+    end = end * (place.split + 1) / a.splits;
+  }
+  begin += warp & (team - 1);
 
   const uint32_t warp_bytes = kStages * stage_bytes + 4 * kOtherWords<V, is_single>;
   const uint32_t stages = shared_address(dynamic) + warp * warp_bytes;
@@ -288,23 +327,25 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
     copy_to[i] = 4 * place_of_copy<K, V, scale_bits>(lane + i * kWarp);
     keep(copy_to[i]);
   }
-  uint32_t left = end > first + warp ? (end - first - warp + kKvWarps - 1) / kKvWarps : 0;
-  const uint64_t first_block = uint64_t(place.tile(a)) * a.blocks + first + warp;
+  uint32_t left = end > begin ? (end - begin + team - 1) >> log2_team : 0;
+  const uint64_t first_block = uint64_t(own.tile(a)) * a.blocks + begin;
   const std::byte* source =
       reinterpret_cast<const std::byte*>(a.cache + first_block * S::kBlockWords + lane * kCopyWords);
+  uint32_t source_step = team * S::kBlockWords * 4;
+  keep(source_step);
 #pragma unroll
   for (uint32_t i = 0; i < kExtras; ++i) {
     const uint32_t extra = lane + i * kWarp, bias_vector = extra - S::kRest;
     extra_step[i] = 0, extra_to[i] = 0, extra_source[i] = source;
     if (int32_t(extra) < int32_t(S::kRest)) {
-      extra_step[i] = kKvWarps * S::kBlockWords * 4;
+      extra_step[i] = source_step;
       extra_to[i] = 4 * place_of_copy<K, V, scale_bits>(S::kCopies * kWarp + extra);
       extra_source[i] = source + (S::kCopies + i) * kWarp * kCopyBytes;
     } else if (a.bias != nullptr && bias_vector / 8 < a.queries) {
-      extra_step[i] = kKvWarps * KV_BLOCK * sizeof(float);
+      extra_step[i] = team * KV_BLOCK * sizeof(float);
       extra_to[i] = 4 * S::kBiases + bias_vector * kCopyBytes;
       extra_source[i] = reinterpret_cast<const std::byte*>(
-          a.bias + (place.row(a, bias_vector / 8) * a.blocks + first + warp) * KV_BLOCK + bias_vector % 8 * 4);
+          a.bias + (own.row(a, bias_vector / 8) * a.blocks + begin) * KV_BLOCK + bias_vector % 8 * 4);
     }
     keep(extra_step[i]), keep(extra_to[i]);
   }
@@ -317,42 +358,43 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
         if (extra_step[i] != 0) copy_async(stage + extra_to[i], extra_source[i]);
         extra_source[i] += extra_step[i];
       }
-      source += kKvWarps * S::kBlockWords * 4;
+      source += source_step;
     }
     commit_copies();
   };
+  // Query g / 2, or the one.
+  float query[K::kChunks][8];
+  load_query<K>(a.q + own.row(a, is_single ? 0 : g / 2) * d, is_single || g / 2 < a.queries, j, query);
 #pragma unroll
   for (uint32_t i = 0; i + 1 < kStages; ++i) copy_next(stages + i * stage_bytes, left > i);
 
-  // Digits of query g / 2 (or of the one), and what products of query j are multiplied with.
+  // Its digits, and what products of query j are multiplied with.
   Keys<K> keys{};
   float score_factors[K::kSegments], magics[K::kSegments];  // units of log 2 in a unit of products; kMagic - offset
   __syncthreads();                                          // the tables are there
   {
-    const uint32_t query = is_single ? 0 : g / 2;
-    float x[K::kChunks][8], largest = 0;
+    float largest = 0;
 #pragma unroll
-    for (uint32_t c = 0; c < K::kChunks; ++c) {
-#pragma unroll
-      for (uint32_t i = 0; i < 8; ++i) {
-        const uint32_t element =
-            c / K::kUnits == 0 ? key_element<K::bits(0)>(j, i) : key_element<K::bits(K::kSegments - 1)>(j, i);
-        x[c][i] = query < a.queries ? __ldg(a.q + place.row(a, query) * d + 32 * c + element) : 0.0f;
-        largest = fmaxf(largest, fabsf(x[c][i]));
-      }
-    }
+    for (uint32_t i = 0; i < K::kChunks * 8; ++i) largest = fmaxf(largest, fabsf(query[i / 8][i % 8]));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    const float steps = largest > 0 ? kQuerySteps / largest : 0.0f;
+    const float steps = largest > 0 ? __fdividef(kQuerySteps, largest) : 0.0f;
+    // Columns of even g take the second byte, rounded by what is added, columns of odd g the first.
+    const uint32_t round = g % 2 == 0 ? 128 : 0, two = g % 2 == 0 ? 0x5151 : 0x4040;
+    const float start = kMagicValue + float(round);
     int32_t totals[K::kSegments] = {};
 #pragma unroll
     for (uint32_t c = 0; c < K::kChunks; ++c) {
+      uint32_t numbers[8];  // in the low 16 bits
 #pragma unroll
       for (uint32_t i = 0; i < 8; ++i) {
-        const int32_t number = int32_t(rintf(x[c][i] * steps)), high = (number + 128) >> 8, low = number - high * 256;
-        totals[c / K::kUnits] += number;
-        keys.query[c][i / 4] |= (uint32_t(g % 2 == 0 ? high : low) & 0xffu) << (8 * (i % 4));
+        numbers[i] = __float_as_uint(fmaf(query[c][i], steps, start));
+        totals[c / K::kUnits] += int32_t(numbers[i] - (kMagic + round));
       }
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i)
+        keys.query[c][i] = permute(permute(numbers[4 * i], numbers[4 * i + 1], two),
+                                   permute(numbers[4 * i + 2], numbers[4 * i + 3], two), 0x5410);
     }
     const float score_factor = __shfl_sync(kAllLanes, largest, 8 * j) * (kLog2E / kQuerySteps);
 #pragma unroll
@@ -408,7 +450,9 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
   keep(has_bias);
 
   uint32_t stage = stages, free_stage = stages + (kStages - 1) * stage_bytes;
-  uint32_t tokens_left = length - (first + warp) * KV_BLOCK;  // from this block on
+  const Constants constants(shared_address(&magic_vector));
+  // Tokens of the sequence from this lane's first of the block on; without any it is not above 0.
+  int32_t tokens_left = int32_t(length - begin * KV_BLOCK - (is_single ? lane : 4 * g));
   for (; left > 0; --left) {
     wait_for_copies<kStages - 2>();
     __syncwarp();  // all lanes' copies are there, and all have done with the block before
@@ -487,12 +531,10 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
 #pragma unroll
       for (uint32_t s = 0; s < V::kSegments; ++s) load_scales(K::kSegments + s, value_scales[s]);
     }
-    if (tokens_left < KV_BLOCK) {  // what lies beyond may be anything, but scales are finite
+    if (tokens_left < int32_t(kTokens)) {  // what lies beyond may be anything, but scales are finite
 #pragma unroll
-      for (uint32_t i = 0; i < kTokens; ++i) {
-        if ((is_single ? lane : 4 * g + i) < tokens_left) continue;
-        scores[i] = 2 * kLowestScore;
-      }
+      for (uint32_t i = 0; i < kTokens; ++i)
+        if (tokens_left <= int32_t(i)) scores[i] = 2 * kLowestScore;
     }
 
     uint32_t numbers[V::kSegments][kTokens];
@@ -523,12 +565,12 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
       add_values<V, 1>(stage, values, constants, weights, softmax.sums);
     }
 
-    tokens_left -= kKvWarps * KV_BLOCK;
+    tokens_left -= int32_t(team * KV_BLOCK);
     free_stage = stage;
     stage = stage + stage_bytes == stages_end ? stages : stage + stage_bytes;
   }
 
-  // This warp's share: [query][value], over the first warp's stages.
+  // This warp's share, over the first warp's stages: [query][warp][value].
   static_assert(kKvWarps * kKvQueries * d <= kStages * S::kBiases);
   wait_for_copies<0>();
 #pragma unroll
@@ -542,35 +584,55 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
   float* const parts = reinterpret_cast<float*>(dynamic);
   if (j < a.queries) {
     if (g == 0) {
-      tail.largest[warp][j] = softmax.reference;
-      tail.total[warp][j] = softmax.total;
+      tail.largest[j * kKvWarps + warp] = softmax.reference;
+      tail.total[j * kKvWarps + warp] = softmax.total;
     }
 #pragma unroll
     for (uint32_t c = 0; c < V::kChunks; ++c) {
       const uint32_t s = c / V::kUnits;
-      const float factor = tables[K::kSegments + s].unit / softmax.grow[s];
+      const float factor = __fdividef(tables[K::kSegments + s].unit, softmax.grow[s]);
+      float sums[4];
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i)
-        parts[(warp * a.queries + j) * d + 32 * c + value_element(g, i)] =
-            factor * (softmax.sum(c, i) + values.table[s].offset * softmax.offset_sums[s]);
+        sums[i] = factor * (softmax.sum(c, i) + values.table[s].offset * softmax.offset_sums[s]);
+      store4(parts + (j * kKvWarps + warp) * d + 32 * c + value_element(g, 0), {sums[0], sums[1], sums[2], sums[3]});
     }
   }
-  finish<d, kKvWarps>(a, place, tail, parts, length == 0);
+  finish<d, kKvWarps>(a, place, tail, parts);
 }
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
+
+// How many sequences, as a power of two, share what a block of threads does once for a head, its codebooks and its
+// transform: the number that is expected to take the least time. `resident` blocks fit on a multiprocessor.
+uint32_t log2_together(const KvAttention& a, const Launch& l, uint32_t resident) {
+  // In units of what a warp of a full multiprocessor takes for a block of the cache, as in kv_splits().
+  constexpr double kFixed = 4;
+  constexpr double kWorthIt = 0.95;  // for lengths differ, and a block takes as long as its longest sequence
+  uint32_t best = 0;
+  double least = 0;
+  for (uint32_t log2 = 0; log2 <= kLog2Warps && a.queries << log2 <= kKvQueries; ++log2) {
+    const uint64_t blocks = uint64_t(blocks_of(a.sequences, 1u << log2)) * a.heads;
+    const double time =
+        kv_waves(blocks, resident, l.gpu) * (kFixed + blocks_of(uint64_t(a.capacity / KV_BLOCK) << log2, kKvWarps));
+    if (log2 == 0 || time < kWorthIt * least) best = log2, least = time;
+  }
+  return best;
+}
 
 template <class K, class V, uint32_t scale_bits, bool is_single>
 bool launch_sides(const KvAttention& a, KvArguments arguments, const Launch& l) {
   const uint32_t stage = 4 * (Stage<K, V, scale_bits>::kBiases + (a.bias ? a.queries * KV_BLOCK : 0));
   const size_t bytes = size_t(kKvWarps) * (kStages * stage + 4 * kOtherWords<V, is_single>);
   constexpr uint32_t kFixed = 4 << 10;  // of shared memory: static, and the system's
-  const uint32_t resident = uint32_t(l.gpu.max_shared_bytes / (bytes + kFixed));
   constexpr uint32_t kMost = resident_blocks(K::kHeadDim, K::kSegments, is_single);
-  arguments.splits = kv_splits(a, l, resident < kMost ? (resident > 0 ? resident : 1) : kMost);
-  if (arguments.blocks / arguments.splits / kKvWarps >= kMostBlocks) return false;
-  const auto kernel = attend<K, V, scale_bits, is_single>;
-  start(kernel, dim3(a.heads * arguments.splits, a.sequences), dim3(kKvThreads), bytes, l, arguments, stage);
+  const uint32_t resident = std::clamp(uint32_t(l.gpu.max_shared_bytes / (bytes + kFixed)), 1u, kMost);
+  arguments.splits = kv_splits(a, l, resident);
+  if (arguments.splits == 1) arguments.log2_together = log2_together(a, l, resident);
+  const uint32_t team = kKvWarps >> arguments.log2_together;
+  if (arguments.blocks / arguments.splits / team >= kMostBlocks) return false;
+  const dim3 grid(a.heads, blocks_of(a.sequences, 1u << arguments.log2_together), arguments.splits);
+  start(attend<K, V, scale_bits, is_single>, grid, dim3(kKvThreads), bytes, l, arguments, stage);
   return true;
 }
 

@@ -37,6 +37,11 @@ inline constexpr uint32_t kNarrowVariants = 4;
 bool narrow_can(const Product& p, uint32_t variant, const Gpu& gpu);
 void launch_narrow(const Product& p, uint32_t variant, const Launch& l);
 
+// f16 and bf16 with few inputs, without GELU and residual; variants differ in the outputs of a block.
+inline constexpr uint32_t kShallowVariants = 4;
+bool shallow_can(const Product& p, uint32_t variant, const Gpu& gpu);
+void launch_shallow(const Product& p, uint32_t variant, const Launch& l);
+
 // What cuBLASLt has no epilogue for: the rows [first, first + rows) of y from `sums` [rows, outputs], products without
 // bias.
 void launch_epilogue(const Product& p, const float* sums, uint32_t first, uint32_t rows, const Launch& l);

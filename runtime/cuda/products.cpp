@@ -178,6 +178,8 @@ std::vector<Products::Choice> Products::candidates(const Product& p) const {
     if (hopper_can(p, variant, gpu_)) found.push_back({.engine = Engine::hopper, .variant = variant});
   for (uint32_t variant = 0; variant < kNarrowVariants; ++variant)
     if (narrow_can(p, variant, gpu_)) found.push_back({.engine = Engine::narrow, .variant = variant});
+  for (uint32_t variant = 0; variant < kShallowVariants; ++variant)
+    if (shallow_can(p, variant, gpu_)) found.push_back({.engine = Engine::shallow, .variant = variant});
   if (p.dtype == DType::f32 || gpu_.matrix_cores) {
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms(cublaslt_, Matmul(p, rows_at_once(p), gpu_.tf32)))
       found.push_back({.engine = Engine::cublaslt, .algorithm = algorithm});
@@ -189,6 +191,7 @@ std::vector<Products::Choice> Products::candidates(const Product& p) const {
 void Products::run(const Product& p, const Choice& choice, const Launch& place) const {
   if (choice.engine == Engine::plain) return launch_plain(p, place);
   if (choice.engine == Engine::narrow) return launch_narrow(p, choice.variant, place);
+  if (choice.engine == Engine::shallow) return launch_shallow(p, choice.variant, place);
   if (choice.engine == Engine::hopper) return launch_hopper(p, choice.variant, place);
   const uint32_t most = rows_at_once(p);
   const float one = 1, residual = is_direct(p) && p.residual ? 1 : 0;

@@ -38,7 +38,7 @@ class Products {
   using Kind = std::tuple<DType, DType, uint32_t, uint32_t, uint32_t, bool, bool, bool, uint32_t>;
   static Kind kind_of(const Product& p);
 
-  enum class Engine { plain, narrow, hopper, cublaslt };
+  enum class Engine { plain, narrow, shallow, hopper, cublaslt };
   struct Choice {
     Engine engine = Engine::plain;
     uint32_t variant = 0;              // of the module's own kernels

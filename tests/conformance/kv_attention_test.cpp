@@ -203,6 +203,21 @@ TEST_CASE("kv_attention agrees with the oracle", "[conformance]") {
   });
 }
 
+// So many that a GPU has work for several sequences on each of its units at once; the last ones are not a whole group.
+TEST_CASE("kv_attention of many sequences agrees with the oracle", "[conformance]") {
+  conform(57, Units::any, [](Harness& harness) {
+    Rng& rng = harness.rng();
+    const uint32_t count = harness.takes_large() ? 131 : 5;
+    for (const char* name : {"4|3 and 4|2 bits searched, 8-bit scales", "3 bits with QJL and no scales"})
+      for (const uint32_t queries : {1u, 2u, 3u})
+        for (const AttentionParts parts : {AttentionParts{true, true, true, false}, AttentionParts{}}) {
+          std::vector<uint32_t> lengths(count);
+          for (uint32_t& length : lengths) length = rng.pick({0u, 1u, 31u, 32u, 33u, 64u, 65u, 200u});
+          add_attention(harness, kv_format(name), DType::f16, queries, 20, 64, lengths, parts);
+        }
+  });
+}
+
 TEST_CASE("every variant of kv_attention agrees with the oracle", "[conformance]") {
   conform_variants(56, [](Harness& harness) {
     const AttentionParts all{true, true, true, false};

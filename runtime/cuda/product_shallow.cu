@@ -1,0 +1,156 @@
+// Products of few inputs and many outputs, as the bias of positions of an attention over a cache: y = x weight^T + bias
+// for x of 16 bits, [rows, inputs]. What they take is the time of writing y, so that a block computes as it writes.
+//
+// A warp keeps kRows rows of x in registers and goes over the block's outputs, kOutputs at a time, whose weights come
+// straight from memory into fragments while those before are multiplied. There is no shared memory and no barrier. With
+// lane = 4 g + t, the operands of mma.m16n8k16 are
+//   A [16 x 16]  0: row g,     inputs 2 t, 2 t + 1        B [16 x 8]  0: inputs 2 t, 2 t + 1,     column g
+//                1: row g + 8, inputs 2 t, 2 t + 1                    1: inputs 2 t + 8, 2 t + 9, column g
+//                2: row g,     inputs 2 t + 8, 2 t + 9    C [16 x 8]  0, 1: row g,     columns 2 t, 2 t + 1
+//                3: row g + 8, inputs 2 t + 8, 2 t + 9                2, 3: row g + 8, columns 2 t, 2 t + 1
+// The order of the summands of a product is free, alike for A and B: lane t has inputs 8 t .. 8 t + 7 of every 32 in
+// one load, of which each of two steps takes four. So is that of the columns: column c of tile n, n < 2, is output 4 (c
+// / 2) + 2 n + c % 2, so that a lane has four neighbouring ones and eight rows of whole sectors are written at once.
+#include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/product.h"
+
+namespace turboesm::cuda {
+namespace {
+
+constexpr uint32_t kWarps = 4, kThreads = kWarps * kWarp;
+constexpr uint32_t kOutputs = 16;       // of a step of a warp
+constexpr uint32_t kPiece = 32;         // inputs that four lanes load at once, 16 bytes each
+constexpr uint32_t kMostInputs = 128;   // in registers
+constexpr uint32_t kLeastOutputs = 64;  // below, other kernels do as well
+// Of a block: many share the reading of x, few make more blocks.
+constexpr uint32_t kBlockOutputs[kShallowVariants] = {64, 128, 256, 512};
+
+// sum += a b
+template <class T>
+__device__ __forceinline__ void multiply(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                         uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  }
+#endif
+}
+
+// This lane's inputs of one row, zeros where there are none: [piece] 8 elements of 16 bits.
+template <uint32_t kPieces>
+__device__ __forceinline__ void load_row(const void* matrix, uint32_t row, uint32_t rows, uint32_t inputs, uint32_t t,
+                                         uint4 (&to)[kPieces]) {
+  const uint4* source = static_cast<const uint4*>(matrix) + uint64_t(row) * (inputs / 8) + t;
+#pragma unroll
+  for (uint32_t i = 0; i < kPieces; ++i)
+    to[i] = row < rows && kPiece * i + 8 * t < inputs ? __ldg(source + 4 * i) : uint4{0, 0, 0, 0};
+}
+
+template <class T, class Y, uint32_t kPieces>
+__global__ void __launch_bounds__(kThreads) shallow(const Product p, uint32_t block_outputs) {
+  constexpr uint32_t kTiles = kPieces <= 2 ? 2 : 1, kRows = 16 * kTiles;  // of a warp, as registers allow
+  const uint32_t lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const uint32_t first_row = (blockIdx.y * kWarps + threadIdx.x / kWarp) * kRows;
+  const uint32_t begin = blockIdx.x * block_outputs, end = min(begin + block_outputs, p.outputs);
+  let_next_start();
+
+  uint4 next[2][kPieces];  // weights of tile n's column g
+  const auto load_weights = [&](uint32_t output) {
+#pragma unroll
+    for (uint32_t n = 0; n < 2; ++n)
+      load_row(p.weight, output + 4 * (g / 2) + 2 * n + g % 2, p.outputs, p.inputs, t, next[n]);
+  };
+  load_weights(begin);
+  wait_for_inputs();
+  if (first_row >= p.rows) return;
+  uint4 x[kTiles][2][kPieces];  // rows g and g + 8 of each tile
+#pragma unroll
+  for (uint32_t m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half)
+      load_row(p.x, first_row + 16 * m + 8 * half + g, p.rows, p.inputs, t, x[m][half]);
+  }
+
+  for (uint32_t output = begin; output < end; output += kOutputs) {
+    uint4 weights[2][kPieces];
+#pragma unroll
+    for (uint32_t n = 0; n < 2; ++n) {
+#pragma unroll
+      for (uint32_t i = 0; i < kPieces; ++i) weights[n][i] = next[n][i];
+    }
+    if (output + kOutputs < end) load_weights(output + kOutputs);
+
+    float sums[kTiles][2][4] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kPieces; ++i) {
+#pragma unroll
+      for (uint32_t m = 0; m < kTiles; ++m) {
+        const uint4 &row = x[m][0][i], &other = x[m][1][i];
+#pragma unroll
+        for (uint32_t n = 0; n < 2; ++n) {
+          multiply<T>(sums[m][n], row.x, other.x, row.y, other.y, weights[n][i].x, weights[n][i].y);
+          multiply<T>(sums[m][n], row.z, other.z, row.w, other.w, weights[n][i].z, weights[n][i].w);
+        }
+      }
+    }
+    const uint32_t column = output + 4 * t;
+    if (column >= p.outputs) continue;
+    const float4 bias = p.bias != nullptr ? load4(p.bias + column) : float4{0, 0, 0, 0};
+#pragma unroll
+    for (uint32_t m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t row = first_row + 16 * m + 8 * half + g;
+        if (row >= p.rows) continue;
+        const float(&low)[4] = sums[m][0], (&high)[4] = sums[m][1];
+        store4(
+            static_cast<Y*>(p.y) + uint64_t(row) * p.outputs + column,
+            {low[2 * half] + bias.x, low[2 * half + 1] + bias.y, high[2 * half] + bias.z, high[2 * half + 1] + bias.w});
+      }
+    }
+  }
+}
+
+constexpr uint32_t rows_of_block(uint32_t inputs) { return kWarps * (inputs <= 2 * kPiece ? 32 : 16); }
+
+template <class T, class Y>
+void launch_types(const Product& p, uint32_t variant, const Launch& l) {
+  const uint32_t outputs = kBlockOutputs[variant];
+  const dim3 grid(blocks_of(p.outputs, outputs), blocks_of(p.rows, rows_of_block(p.inputs)));
+  const auto kernel = p.inputs <= kPiece       ? shallow<T, Y, 1>
+                      : p.inputs <= 2 * kPiece ? shallow<T, Y, 2>
+                                               : shallow<T, Y, kMostInputs / kPiece>;
+  start(kernel, grid, dim3(kThreads), 0, l, p, outputs);
+}
+
+}  // namespace
+
+bool shallow_can(const Product& p, uint32_t variant, const Gpu& gpu) {
+  constexpr int kNeeded = 80;  // compute capability: m16n8k16
+  const auto aligned = [](const void* address, size_t bytes) {
+    return reinterpret_cast<uint64_t>(address) % bytes == 0;
+  };
+  if (p.dtype == DType::f32 || !gpu.matrix_cores || gpu.compute_capability < kNeeded) return false;
+  if (p.heads != 0 || p.gelu || p.residual != nullptr) return false;
+  if (p.inputs == 0 || p.inputs % 8 != 0 || p.inputs > kMostInputs) return false;
+  if (p.outputs % 4 != 0 || p.outputs < kLeastOutputs || blocks_of(p.rows, rows_of_block(p.inputs)) > 65535)
+    return false;
+  if (variant > 0 && p.outputs <= kBlockOutputs[variant - 1]) return false;  // as many blocks as that one
+  return aligned(p.x, 16) && aligned(p.weight, 16) && aligned(p.bias, 16) && aligned(p.y, 4 * size_of(p.y_dtype));
+}
+
+void launch_shallow(const Product& p, uint32_t variant, const Launch& l) {
+  with_type(p.y_dtype, [&](auto y) {
+    using Y = decltype(y);
+    if (p.dtype == DType::f16) return launch_types<__half, Y>(p, variant, l);
+    launch_types<__nv_bfloat16, Y>(p, variant, l);
+  });
+}
+
+}  // namespace turboesm::cuda
