@@ -165,21 +165,28 @@ Products::Products(const Gpu& gpu, cudaMemPool_t pool) : gpu_(gpu), pool_(pool) 
 
 Products::~Products() { cublasLtDestroy(cublaslt_); }
 
+// The most rows of a kind of products; kinds are an eighth of a power of two or so apart.
+uint32_t Products::kind_rows(uint32_t rows) {
+  const uint32_t step = std::max(8u, std::bit_floor(rows) / 8);
+  return (rows + step - 1) / step * step;
+}
+
 Products::Kind Products::kind_of(const Product& p) {
-  // Steps of an eighth of a power of two.
-  const uint32_t step = std::max(8u, std::bit_floor(p.rows) / 8);
-  const uint32_t rows = (p.rows + step - 1) / step * step;
-  return {p.dtype, p.y_dtype, rows, p.inputs, p.outputs, p.gelu, p.bias != nullptr, p.residual != nullptr, p.heads};
+  return {p.dtype, p.y_dtype,         kind_rows(p.rows),     p.inputs, p.outputs,
+          p.gelu,  p.bias != nullptr, p.residual != nullptr, p.heads};
 }
 
 std::vector<Products::Choice> Products::candidates(const Product& p) const {
   std::vector<Choice> found;
-  for (uint32_t variant = 0; variant < hopper_variants(); ++variant)
-    if (hopper_can(p, variant, gpu_)) found.push_back({.engine = Engine::hopper, .variant = variant});
-  for (uint32_t variant = 0; variant < kNarrowVariants; ++variant)
-    if (narrow_can(p, variant, gpu_)) found.push_back({.engine = Engine::narrow, .variant = variant});
-  for (uint32_t variant = 0; variant < kShallowVariants; ++variant)
-    if (shallow_can(p, variant, gpu_)) found.push_back({.engine = Engine::shallow, .variant = variant});
+  Product largest = p;  // of its kind, all of which are computed in the way that is chosen for one
+  largest.rows = kind_rows(p.rows);
+  const auto add = [&](Engine engine, uint32_t variants, const auto& can) {
+    for (uint32_t variant = 0; variant < variants; ++variant)
+      if (can(p, variant, gpu_) && can(largest, variant, gpu_)) found.push_back({.engine = engine, .variant = variant});
+  };
+  add(Engine::hopper, hopper_variants(), hopper_can);
+  add(Engine::narrow, kNarrowVariants, narrow_can);
+  add(Engine::shallow, kShallowVariants, shallow_can);
   if (p.dtype == DType::f32 || gpu_.matrix_cores) {
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms(cublaslt_, Matmul(p, rows_at_once(p), gpu_.tf32)))
       found.push_back({.engine = Engine::cublaslt, .algorithm = algorithm});

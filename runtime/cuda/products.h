@@ -36,6 +36,7 @@ class Products {
  private:
   // Products of one kind are computed the same way. Rows are rounded up, so that batches of about one size share it.
   using Kind = std::tuple<DType, DType, uint32_t, uint32_t, uint32_t, bool, bool, bool, uint32_t>;
+  static uint32_t kind_rows(uint32_t rows);
   static Kind kind_of(const Product& p);
 
   enum class Engine { plain, narrow, shallow, hopper, cublaslt };
