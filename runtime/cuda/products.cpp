@@ -105,6 +105,7 @@ std::vector<cublasLtMatmulAlgo_t> algorithms(cublasLtHandle_t cublaslt, const Ma
 }
 
 constexpr size_t kFinalists = 6;  // that are timed more closely
+constexpr int kSweeps = 2;        // over the kinds, as the best way for one depends on what was chosen for the others
 constexpr size_t kChain = 72;     // operations of a recording, some ten layers, that finalists are tried in
 
 // A number that differs from product to product and is the same in every run.
@@ -165,9 +166,10 @@ Products::Products(const Gpu& gpu, cudaMemPool_t pool) : gpu_(gpu), pool_(pool) 
 
 Products::~Products() { cublasLtDestroy(cublaslt_); }
 
-// The most rows of a kind of products; kinds are an eighth of a power of two or so apart.
+// The most rows of a kind of products. Kinds are eight rows apart, as are boxes of x (product_hopper.cu), on which it
+// depends what has room; of many rows an eighth of a power of two.
 uint32_t Products::kind_rows(uint32_t rows) {
-  const uint32_t step = std::max(8u, std::bit_floor(rows) / 8);
+  const uint32_t step = rows <= 256 ? 8 : std::bit_floor(rows) / 8;
   return (rows + step - 1) / step * step;
 }
 
@@ -351,18 +353,19 @@ void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choic
       }
     });
   };
-  for (const auto& [kind, choices] : finalists) {
-    if (std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == kind; })) continue;
-    Choice& chosen = chosen_.at(kind);
-    Choice best = chosen;
-    float least = INFINITY;
-    for (const Choice& choice : choices) {
-      chosen = choice;
-      const float microseconds = chain();
-      if (microseconds < least) least = microseconds, best = choice;
+  for (int sweep = 0; sweep < kSweeps; ++sweep)
+    for (const auto& [kind, choices] : finalists) {
+      if (std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == kind; })) continue;
+      Choice& chosen = chosen_.at(kind);
+      Choice best = chosen;
+      float least = INFINITY;
+      for (const Choice& choice : choices) {
+        chosen = choice;
+        const float microseconds = chain();
+        if (microseconds < least) least = microseconds, best = choice;
+      }
+      chosen = best;
     }
-    chosen = best;
-  }
 }
 
 void Products::prepare(const Steps& steps, const Launch& place) {
