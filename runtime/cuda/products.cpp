@@ -251,21 +251,38 @@ float Products::time(int rounds, const Launch& place, Body&& body) const {
 
 namespace {
 
-// Memory for products on trial: the operands' own holds nothing yet, and may not be written before the recording runs.
-// Zeros would be multiplied faster than numbers are, so x is random.
+// Memory for operations on trial: their operands' own holds nothing yet, and may not be written before the recording
+// runs. Zeros would be multiplied faster than numbers are, so x is random.
 class Trial {
  public:
-  // Room for any of the products; none where memory does not suffice.
-  Trial(std::span<const Product> products, cudaMemPool_t pool, const Launch& place) : place_(place) {
-    for (const Product& p : products) {
-      dtype_ = p.dtype;
-      x_count_ = std::max(x_count_, (uint64_t(p.rows) * p.inputs + 1) / 2 * 2);
-      x_bytes_ = std::max(x_bytes_, aligned(x_count_ * size_of(p.dtype)));
-      y_bytes_ = std::max(y_bytes_, aligned(uint64_t(p.rows) * p.outputs * (p.residual ? 4 : size_of(p.y_dtype))));
-      if (p.positions) position_bytes_ = std::max(position_bytes_, uint64_t(p.rows) * 4);
+  // Room for the operations; none where memory does not suffice.
+  Trial(std::span<const Products::Step> steps, cudaMemPool_t pool, const Launch& place) : place_(place) {
+    uint64_t y_bytes = 0, result_bytes = 0, position_bytes = 0;
+    for (const auto& [operation, product] : steps) {
+      if (product) {
+        const Product& p = *product;
+        dtype_ = p.dtype;
+        x_count_ = std::max(x_count_, (uint64_t(p.rows) * p.inputs + 1) / 2 * 2);
+        y_bytes = std::max(y_bytes, uint64_t(p.rows) * p.outputs * (p.residual ? 4 : size_of(p.y_dtype)));
+        if (p.positions) position_bytes = std::max(position_bytes, uint64_t(p.rows) * 4);
+      } else if (const auto* norm = std::get_if<LayerNorm>(operation)) {
+        y_bytes = std::max(y_bytes, uint64_t(norm->rows) * norm->width * 4);
+        result_bytes = std::max(result_bytes, uint64_t(norm->rows) * norm->width * size_of(norm->y.dtype));
+      } else if (const auto* attention = std::get_if<Attention>(operation)) {
+        const uint64_t count = uint64_t(attention->tokens) * attention->heads * attention->head_dim;
+        y_bytes = std::max(y_bytes, 3 * count * size_of(attention->q.dtype));
+        result_bytes = std::max(result_bytes, count * size_of(attention->out.dtype));
+        attention_ = attention;
+      }
     }
+    const uint64_t x_bytes = aligned(x_count_ * size_of(dtype_));
+    const uint64_t sequence_bytes = attention_ ? (uint64_t(attention_->sequences) + 1) * 4 : 0;
+    y_at_ = x_bytes;
+    result_at_ = y_at_ + aligned(y_bytes);
+    positions_at_ = result_at_ + aligned(result_bytes);
+    cu_seqlens_at_ = positions_at_ + aligned(position_bytes);
+    const uint64_t bytes = cu_seqlens_at_ + aligned(sequence_bytes);
     void* memory = nullptr;
-    const uint64_t bytes = x_bytes_ + y_bytes_ + position_bytes_;
     const cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool, place.stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
@@ -273,8 +290,17 @@ class Trial {
     }
     cuda::require(result, "cudaMallocFromPoolAsync");
     memory_ = static_cast<std::byte*>(memory);
+    buffer_.emplace(bytes, reinterpret_cast<uint64_t>(memory));
     cuda::require(cudaMemsetAsync(memory_, 0, bytes, place.stream), "cudaMemsetAsync");
-    fill_random(memory_, x_count_, dtype_, place);
+    fill_random(memory_, x_count_, dtype_, place_);
+    if (!attention_) return;
+    std::vector<int32_t> cu_seqlens(sequence_bytes / 4);  // long ones first, as long as there are tokens
+    for (uint32_t i = 0; i < attention_->sequences; ++i)
+      cu_seqlens[i + 1] = std::min(cu_seqlens[i] + int32_t(attention_->max_length), int32_t(attention_->tokens));
+    cuda::require(cudaMemcpyAsync(memory_ + cu_seqlens_at_, cu_seqlens.data(), sequence_bytes, cudaMemcpyHostToDevice,
+                                  place.stream),
+                  "cudaMemcpyAsync");
+    cuda::require(cudaStreamSynchronize(place.stream), "cudaStreamSynchronize");
   }
   ~Trial() {
     if (memory_) cudaFreeAsync(memory_, place_.stream);
@@ -286,23 +312,51 @@ class Trial {
 
   Product of(Product p) const {
     p.x = memory_;
-    p.y = memory_ + x_bytes_;
+    p.y = memory_ + y_at_;
     if (p.residual) p.residual = static_cast<const float*>(p.y);
-    if (p.positions) p.positions = reinterpret_cast<const int32_t*>(memory_ + x_bytes_ + y_bytes_);
+    if (p.positions) p.positions = reinterpret_cast<const int32_t*>(memory_ + positions_at_);
     return p;
   }
 
-  // In place of an operation that is not a product: a short kernel on rows of activations.
-  void other_operation() const { fill_random(memory_, std::min(x_count_, kOtherCount), dtype_, place_); }
+  // An operation that is not a product, or a short kernel on rows of activations in its place.
+  void launch_other(const Operation& operation) const {
+    if (const auto* norm = std::get_if<LayerNorm>(&operation)) {
+      LayerNorm tried = *norm;
+      tried.x = tensor(y_at_, norm->x), tried.y = tensor(result_at_, norm->y);
+      return launch(tried, place_);
+    }
+    const auto* attention = std::get_if<Attention>(&operation);
+    if (attention && attention->sequences == attention_->sequences && attention->tokens == attention_->tokens) {
+      Attention tried = *attention;
+      const uint64_t bytes = attention->q.bytes();
+      tried.q = tensor(y_at_, attention->q), tried.k = tensor(y_at_ + bytes, attention->k);
+      tried.v = tensor(y_at_ + 2 * bytes, attention->v), tried.out = tensor(result_at_, attention->out);
+      tried.cu_seqlens = tensor(cu_seqlens_at_, attention->cu_seqlens);
+      return launch(tried, place_);
+    }
+    fill_random(memory_, std::min(x_count_, kOtherCount), dtype_, place_);
+  }
 
  private:
   static constexpr uint64_t kOtherCount = 1 << 16;
   static uint64_t aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
 
+  class TrialBuffer : public CudaBuffer {
+   public:
+    TrialBuffer(uint64_t size, uint64_t address) : CudaBuffer(size, MemoryLabel::activations, address) {}
+  };
+  Tensor tensor(uint64_t at, Tensor like) const {
+    like.buffer = const_cast<TrialBuffer*>(&*buffer_), like.offset = at;
+    return like;
+  }
+
   const Launch& place_;
+  const Attention* attention_ = nullptr;  // whose sequences cu_seqlens has
   DType dtype_ = DType::f32;
-  uint64_t x_count_ = 0, x_bytes_ = 0, y_bytes_ = 0, position_bytes_ = 0;
+  uint64_t x_count_ = 0;
+  uint64_t y_at_ = 0, result_at_ = 0, positions_at_ = 0, cu_seqlens_at_ = 0;  // bytes
   std::byte* memory_ = nullptr;
+  std::optional<TrialBuffer> buffer_;  // the same memory
 };
 
 }  // namespace
@@ -312,7 +366,8 @@ std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& 
   std::vector<Choice> choices = candidates(p);
   if (gpu_.arbitrary_products) return {choices[scattered(p) % choices.size()]};
   if (choices.size() == 1) return choices;
-  const Trial trial({&p, 1}, pool_, place);
+  const Step step{nullptr, p};
+  const Trial trial({&step, 1}, pool_, place);
   if (!trial) return {choices.front()};
   const Product tried = trial.of(p);
   const auto sort = [&](int launches, int rounds) {
@@ -334,22 +389,22 @@ std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& 
 // kernels overlap with what precedes and follows them. So the finalists are tried in the recording's order, a kind at a
 // time.
 void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choice>>& finalists, const Launch& place) {
-  const std::span<const std::optional<Product>> first(steps.data(), std::min(steps.size(), kChain));
+  const std::span<const Step> first(steps.data(), std::min(steps.size(), kChain));
   std::vector<Product> products;
-  for (const std::optional<Product>& p : first)
+  for (const auto& [operation, p] : first)
     if (p && p->rows != 0 && p->outputs != 0) products.push_back(*p);
   if (products.size() < 2) return;
   for (const Product& p : products)
     if (uint64_t(p.rows) * (p.inputs + p.outputs) * size_of(p.dtype) > gpu_.l2_bytes / 4) return;  // long
-  const Trial trial(products, pool_, place);
+  const Trial trial(first, pool_, place);
   if (!trial) return;
   const auto chain = [&] {
     return time(3, place, [&] {
-      for (const std::optional<Product>& p : first) {
+      for (const auto& [operation, p] : first) {
         if (p)
           launch(trial.of(*p), place);
         else
-          trial.other_operation();
+          trial.launch_other(*operation);
       }
     });
   };
@@ -370,7 +425,7 @@ void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choic
 
 void Products::prepare(const Steps& steps, const Launch& place) {
   std::map<Kind, std::vector<Choice>> finalists;
-  for (const std::optional<Product>& p : steps) {
+  for (const auto& [operation, p] : steps) {
     if (!p || p->rows == 0 || p->outputs == 0) continue;
     const Kind kind = kind_of(*p);
     if (chosen_.contains(kind)) continue;

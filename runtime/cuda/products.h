@@ -24,8 +24,12 @@ class Products {
   Products(const Products&) = delete;
   Products& operator=(const Products&) = delete;
 
-  // Operations in the order of a recording; null: not a product.
-  using Steps = std::vector<std::optional<Product>>;
+  // The operations of a recording, in their order.
+  struct Step {
+    const Operation* operation;
+    std::optional<Product> product;  // if it is one
+  };
+  using Steps = std::vector<Step>;
 
   // Times the ways to compute these products, unless others of their kind have been. Reads the operands, writes none of
   // them. Not during a capture.

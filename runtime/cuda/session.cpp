@@ -189,9 +189,9 @@ namespace {
 void prepare(std::span<const Operation> operations, const Launch& place) {
   Products::Steps steps;
   for (const Operation& operation : operations) {
-    steps.emplace_back();
-    if (const auto* linear = std::get_if<Linear>(&operation)) steps.back() = product_of(*linear);
-    if (const auto* qkv = std::get_if<QkvRope>(&operation)) steps.back() = product_of(*qkv);
+    steps.push_back({&operation, {}});
+    if (const auto* linear = std::get_if<Linear>(&operation)) steps.back().product = product_of(*linear);
+    if (const auto* qkv = std::get_if<QkvRope>(&operation)) steps.back().product = product_of(*qkv);
   }
   place.products->prepare(steps, place);
 }
