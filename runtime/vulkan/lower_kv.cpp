@@ -216,8 +216,9 @@ Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) 
 
 }  // namespace
 
-// By kv_attention.comp, until the other one has been timed on a GPU.
-Dispatch lower_kv(const KvAttention& a, const Traits& traits) { return lower_attention(a, traits, false); }
+Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
+  return lower_attention(a, traits, takes_rows(a, traits));
+}
 
 std::vector<Variant> kv_variants(const KvAttention& a, const Traits& traits) {
   if (!takes_rows(a, traits)) return {};
