@@ -115,12 +115,13 @@ std::vector<VariantTiming> time_variants(Device& device, std::span<const Operati
 Operation make_product(Device& device, Tensors& tensors, const LinearShape& s) {
   constexpr uint32_t kHeadDim = 64, kPositions = 1024;
   const auto [rows, inputs, outputs, dtype, epilogue] = s;
-  const bool residual = epilogue == "residual";
+  const bool none = epilogue == "none", residual = epilogue == "residual";
   const Tensor x = tensors.make(uint64_t(rows) * inputs, dtype), bias = tensors.make(outputs, DType::f32);
   const Tensor weight = tensors.make(uint64_t(outputs) * inputs, dtype);
-  const Tensor y = tensors.make(uint64_t(rows) * outputs, residual ? DType::f32 : dtype);
+  const Tensor y = tensors.make(uint64_t(rows) * outputs, none || residual ? DType::f32 : dtype);
   device.run(std::array<Operation, 4>{RandomNormal{x, 1, 1.0f}, RandomNormal{weight, 2, 0.02f}, Fill{bias, 0.5f},
                                       Fill{y, 0.0f}});
+  if (none) return Linear{x, weight, {}, {}, y, rows, inputs, outputs};
   if (epilogue != "rope")
     return Linear{x, weight, bias, residual ? y : Tensor{}, y, rows, inputs, outputs, epilogue == "gelu"};
   const Tensor positions = tensors.make(rows, DType::i32);

@@ -14,7 +14,7 @@
 // shuffles, until all is merged at the end. Neighbouring invocations read neighbouring words. Each has its next words
 // of K on the way while it adds up values, and those of V while it scores.
 //
-// Codes in whole units, for as many queries as registers have room for, can be kv_attention_rows.comp's, too.
+// Codes in whole units, for as many queries as registers have room for, are kv_attention_rows.comp's.
 //
 // What bounds it is unpacking. A code costs two integer operations (compilers mask it out of its word by
 // itself, though the source masks bytes of four codes at once), one lookup of its centroid in shared memory, and one fma for each query: 4

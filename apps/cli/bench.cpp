@@ -290,13 +290,15 @@ void add_bench(CLI::App& app) {
   command->callback([copy] { run_copy(*copy); });
 
   auto linear = std::make_shared<Options>();
-  command = bench->add_subcommand("linear", "One linear layer with bias");
+  command = bench->add_subcommand("linear", "One linear layer");
   command->add_option("--rows", linear->linear.rows, "Rows of x (tokens)")->capture_default_str();
   command->add_option("--inputs", linear->linear.inputs, "Columns of x")->capture_default_str();
   command->add_option("--outputs", linear->linear.outputs, "Columns of y")->capture_default_str();
-  command->add_option("--epilogue", linear->linear.epilogue, "What is fused with it, see docs/performance.md")
+  command
+      ->add_option("--epilogue", linear->linear.epilogue,
+                   "What is fused with it, see docs/performance.md; none: no bias either, results in f32")
       ->capture_default_str()
-      ->check(CLI::IsMember({"bias", "gelu", "residual", "rope"}));
+      ->check(CLI::IsMember({"none", "bias", "gelu", "residual", "rope"}));
   add_variants(*command, *linear);
   command->add_flag("--tune", linear->tune,
                     "Measure all tiles and print the file by which Vulkan chooses among them on such devices");

@@ -170,7 +170,7 @@ Dispatch lower_kv(const KvQuery& a, const Traits& traits) {
                          (is_per_head(a.transform, square(a.head_dim)) ? kOfEachHead : 0u) |
                          (a.projection ? kHasProjection : 0u) | (a.position_mean ? kHasPosition : 0u);
   // Rows share what is read of a matrix once there are enough to occupy the device.
-  const uint32_t rows = uint64_t(a.rows) * a.heads >= 8 * uint64_t(units(traits)) ? 4 : 1;
+  const uint32_t rows = uint64_t(a.rows) * a.heads >= 8 * uint64_t(units(traits)) ? 2 : 1;
   return dispatch("kv_query", {id_of(a.q.dtype), a.head_dim, rows, flags, id_of(a.position.dtype)},
                   {a.heads, capped(ceil_div(a.rows, rows)), 1},
                   Push{address_of(a.q), address_of(a.transform), address_of(a.projection), address_of(a.position_mean),
@@ -216,8 +216,9 @@ Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) 
 
 }  // namespace
 
-// By kv_attention.comp, until the other one has been timed on a GPU.
-Dispatch lower_kv(const KvAttention& a, const Traits& traits) { return lower_attention(a, traits, false); }
+Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
+  return lower_attention(a, traits, takes_rows(a, traits));
+}
 
 std::vector<Variant> kv_variants(const KvAttention& a, const Traits& traits) {
   if (!takes_rows(a, traits)) return {};

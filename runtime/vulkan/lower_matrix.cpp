@@ -106,6 +106,46 @@ double cost(const Product& op, const Traits& traits, const LinearTile& tile, con
   return splits == 1 ? time : time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
 }
 
+// linear_short_coopmat.comp's tile: as many rows as outputs, by so many subgroups, and all inputs at once.
+constexpr uint32_t kShortTile = 128, kShortSubgroups = 4;
+
+uint32_t short_shared_bytes(uint32_t inputs) {
+  const uint32_t operand = kShortTile * (inputs / kEights + 1);
+  const uint32_t slices = kShortSubgroups * kMatrix * (kShortTile / kShortSubgroups / kFours + 2);
+  return (operand + std::max(operand, slices)) * kVectorBytes;
+}
+
+uint64_t short_workgroups(const Product& op) {
+  return uint64_t(divide_up(op.rows, kShortTile)) * divide_up(op.outputs, kShortTile);
+}
+
+// Whether that kernel can: a product without an epilogue, of whole matrices of inputs, and at least a tile. Beyond 64
+// inputs it has not been compared with the others, whose rates know nothing of the way of y to memory.
+bool takes_short(const Product& op, const Traits& traits) {
+  constexpr uint32_t kMostInputs = 64;
+  const uint32_t threads = kShortSubgroups * matrix_subgroup_size(traits);
+  return suits(op, traits) && op.y.dtype == DType::f32 && !op.bias && !op.residual && !op.gelu && op.head_dim == 0 &&
+         op.inputs > 0 && op.inputs % kMatrix == 0 && op.inputs <= kMostInputs && op.rows >= kShortTile &&
+         op.outputs >= kShortTile && op.outputs % kFours == 0 && divide_up(op.rows, kShortTile) <= kMaxGroups &&
+         threads != 0 && threads <= traits.max_workgroup_invocations &&
+         short_shared_bytes(op.inputs) <= traits.max_shared_bytes;
+}
+
+Dispatch lower_short(const Product& op, const Traits& traits) {
+  struct Push {
+    uint64_t x, weight, y;
+    uint32_t rows, outputs;
+  };
+  const uint32_t subgroup = matrix_subgroup_size(traits);
+  Dispatch dispatch;
+  dispatch.shader = op.x.dtype == DType::bf16 ? "linear_short_coopmat_bf16" : "linear_short_coopmat";
+  dispatch.constants = {id_of(op.y.dtype), kShortSubgroups * subgroup, subgroup, op.inputs};
+  dispatch.subgroup_size = subgroup;
+  dispatch.groups = {divide_up(op.outputs, kShortTile), divide_up(op.rows, kShortTile), 1};
+  dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.y), op.rows, op.outputs});
+  return dispatch;
+}
+
 uint64_t workgroups(const Attention& op, const AttentionTile& tile) {
   return uint64_t(divide_up(op.max_length, tile.subgroups * tile.rows * kMatrix)) * op.heads * op.sequences;
 }
@@ -188,6 +228,7 @@ Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, cons
 
 std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& traits) {
   if (!suits(op, traits)) return std::nullopt;
+  if (takes_short(op, traits) && short_workgroups(op) >= units(traits)) return lower_short(op, traits);
   const LinearTile* best = nullptr;
   uint32_t best_splits = 1;
   double least = 0;
@@ -253,6 +294,8 @@ std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits
 std::vector<Variant> matrix_variants(const Product& op, const Traits& traits) {
   std::vector<Variant> all;
   if (!suits(op, traits)) return all;
+  if (takes_short(op, traits))
+    all.push_back({fmt::format("short {0}x{0}, {1} subgroups", kShortTile, kShortSubgroups), lower_short(op, traits)});
   for (const LinearTile& tile : kLinearTiles) {
     if (!fits(tile, traits) || divide_up(op.rows, tile.bm) > kMaxGroups) continue;
     for (const uint32_t splits : kSplits) {

@@ -10,14 +10,15 @@
 namespace turboesm::vulkan {
 
 // The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp,
-// shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2, shaders/attention_coopmat2.comp. Nothing is
-// returned when the device has no matrix unit for the operation's dtype, or the shapes do not fit; the plain kernels
-// then do the work.
+// shaders/linear_short_coopmat.comp, shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2,
+// shaders/attention_coopmat2.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
+// the shapes do not fit; the plain kernels then do the work.
 //
 // A product's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
 // and without splits agree to the bit. Attention agrees to the bit whatever else is in the batch.
 
-// Needs inputs % 8 == 0, and outputs % 4 == 0 unless y is f32.
+// Needs inputs % 8 == 0, and outputs % 4 == 0 unless y is f32. Sums of few products, with enough tiles to occupy the
+// device, are linear_short_coopmat.comp's; all others go by the rates of LinearTile.
 std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& traits);
 
 // Needs head_dim <= 128 and a 16-bit `out`.

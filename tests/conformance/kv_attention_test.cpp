@@ -154,6 +154,7 @@ TEST_CASE("kv_query agrees with the oracle", "[conformance]") {
       const QueryParts parts = coins();
       for (const uint32_t rows : {1u, 2u, 3u, 31u, 64u, 65u})
         add_query(harness, dtype, rows, rng.pick({1u, 2u, 3u, 20u}), head_dim, parts);
+      add_query(harness, DType::f32, 65, 20, head_dim, {true, true, true, true});
       add_query(harness, DType::f32, 2, 20, head_dim, {true, false, true, true});
       add_query(harness, DType::f32, 2, 20, head_dim, {true, true, true, false});
       add_query(harness, DType::f16, 4, 2, head_dim, {false, false, false, false});

@@ -104,6 +104,8 @@ void add_large_shapes(Harness& harness) {
       add_linear(harness, types, shape, random_epilogue(rng));
       add_linear(harness, types, shape, {.bias = true, .gelu = true});
     }
+  for (const Types types : kTypes)
+    for (const uint32_t inputs : {16u, 64u}) add_linear(harness, types, {1300, inputs, 2052}, {});
 }
 
 }  // namespace
@@ -132,12 +134,15 @@ TEST_CASE("linear of large shapes agrees with the oracle", "[conformance]") {
 TEST_CASE("every variant of linear agrees with the oracle", "[conformance]") {
   conform_variants(41, [](Harness& harness) {
     constexpr Shape kShapes[] = {{150, 512, 264}, {33, 1032, 260}, {5, 520, 320}};
+    constexpr Shape kShortShapes[] = {{128, 16, 128}, {129, 32, 132}, {300, 48, 260}, {257, 64, 388}};
     constexpr Epilogue kEpilogues[] = {
         {}, {.bias = true, .gelu = true}, {.bias = true, .residual = true, .in_place = true}};
     for (const Types types : {Types{DType::f16, DType::f16}, Types{DType::f16, DType::f32},
-                              Types{DType::bf16, DType::bf16}, Types{DType::bf16, DType::f32}})
+                              Types{DType::bf16, DType::bf16}, Types{DType::bf16, DType::f32}}) {
       for (const Shape shape : kShapes)
         for (const Epilogue epilogue : kEpilogues) add_linear(harness, types, shape, epilogue);
+      for (const Shape shape : kShortShapes) add_linear(harness, types, shape, {});
+    }
   });
 }
 

@@ -28,6 +28,7 @@ class Builder {
     for (const DType dtype : kDTypes) {
       add_embedding(dtype);
       for (const uint32_t rows : {1u, 2u, 8u, 16u, 147u, kTokens}) add_linears(dtype, rows);
+      add_short_linears(dtype);
       for (const uint32_t head_dim : kHeadDims) add_attention(dtype, head_dim);
     }
     for (const conformance::NamedFormat& format : conformance::kv_formats()) {
@@ -92,6 +93,20 @@ class Builder {
     }
     add(Linear{tensor(dtype, rows * 640), tensor(dtype, 33 * 640), f32(33), {}, f32(rows * 33), rows, 640, 33, false});
     add(Linear{tensor(dtype, rows * 66), tensor(dtype, 34 * 66), f32(34), {}, f32(rows * 34), rows, 66, 34, false});
+  }
+
+  // Sums of few products, enough of them to fill a device.
+  void add_short_linears(DType dtype) {
+    for (const uint32_t inputs : {16u, 32u, 64u, 128u})
+      add(Linear{tensor(dtype, kTokens * inputs),
+                 tensor(dtype, kTokens * inputs),
+                 {},
+                 {},
+                 f32(kTokens * kTokens),
+                 kTokens,
+                 inputs,
+                 kTokens,
+                 false});
   }
 
   void add_qkv_rope(DType dtype, uint32_t tokens, uint32_t heads, uint32_t head_dim) {

@@ -1,0 +1,40 @@
+// Which kernel a product takes, by what the device can do and by its shape.
+#include <string_view>
+
+#include <catch2/catch_test_macros.hpp>
+
+#include "runtime/vulkan/lower.h"
+
+namespace turboesm::vulkan {
+namespace {
+
+// Of an f16 product without an epilogue, in f32: nothing is run, so its tensors have no memory.
+std::string_view shader_for(const Traits& traits, uint32_t rows, uint32_t inputs, uint32_t outputs) {
+  const Tensor x{.count = uint64_t(rows) * inputs, .dtype = DType::f16};
+  const Tensor weight{.count = uint64_t(outputs) * inputs, .dtype = DType::f16};
+  const Tensor y{.count = uint64_t(rows) * outputs};
+  return lower(Linear{x, weight, {}, {}, y, rows, inputs, outputs}, traits).shader;
+}
+
+}  // namespace
+
+TEST_CASE("products of few inputs take the kernel for them where it can and there are tiles enough", "[unit]") {
+  const Traits able{.max_shared_bytes = 49152, .compute_units = 132, .device_class = "nvidia", .matrix_f16 = true};
+  for (const uint32_t inputs : {16u, 32u, 64u}) CHECK(shader_for(able, 1280, inputs, 8192) == "linear_short_coopmat");
+  CHECK(shader_for(able, 1280, 24, 8192) == "linear_coopmat");  // not whole matrices
+  CHECK(shader_for(able, 1280, 80, 8192) == "linear_coopmat");
+  CHECK(shader_for(able, 1280, 64, 8190) == "linear_coopmat");  // results not aligned
+  CHECK(shader_for(able, 127, 64, 32768) == "linear_coopmat");  // fewer rows than a tile has
+  CHECK(shader_for(able, 1280, 64, 1024) == "linear_coopmat");  // 80 tiles for 132 units
+
+  Traits small = able, plain = able, narrow = able;
+  small.max_shared_bytes = 32768;
+  CHECK(shader_for(small, 1280, 64, 8192) == "linear_coopmat");
+  CHECK(shader_for(small, 1280, 16, 8192) == "linear_short_coopmat");
+  narrow.max_workgroup_invocations = 64;
+  CHECK(shader_for(narrow, 1280, 64, 8192) == "linear");
+  plain.matrix_f16 = false;
+  CHECK(shader_for(plain, 1280, 64, 8192) == "linear");
+}
+
+}  // namespace turboesm::vulkan
