@@ -14,7 +14,7 @@
 
 // How each matrix product is computed: by one of this module's own kernels or one of cuBLASLt's algorithms, whichever
 // was fastest when they were first timed on this device for a product of that kind: by themselves first, then, where
-// they are so short that what surrounds them matters, in the order of the recording.
+// they are so short that what surrounds them matters, in the order of the recording and between its other operations.
 namespace turboesm::cuda {
 
 class Products {
