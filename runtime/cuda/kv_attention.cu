@@ -12,6 +12,9 @@
 // attend_any: for all other shapes. A block of threads unpacks the keys, then the values, of 32 tokens to shared
 // memory. Each block of threads has a share of the context; kv_attention_parts.cuh merges them.
 #include "runtime/cuda/kv_attention_mma.h"
+
+#include <cmath>
+
 #include "runtime/cuda/kv_attention_parts.cuh"
 
 namespace turboesm::cuda {
@@ -486,7 +489,7 @@ template <class... Parameters>
 void launch_kernel(void (*kernel)(Parameters...), size_t floats, KvArguments arguments, const KvAttention& a,
                    uint32_t resident, const Launch& l) {
   const size_t bytes = floats * sizeof(float);
-  arguments.splits = kv_splits(a, l, resident);
+  arguments.splits = kv_splits(a, l, resident, true);
   start(kernel, dim3(a.heads, a.sequences, arguments.splits), dim3(kKvThreads), bytes, l, arguments,
         layout_of(a.format, a.head_dim));
 }
@@ -510,10 +513,11 @@ uint32_t words_of_unit(const KvSide& side, uint32_t head_dim) {
   return side.bits[0] <= 4 ? 4 : side.bits[0];
 }
 
+constexpr double kMany = 4;  // waves: from here on blocks do not end together, and none waits for a wave
+
 }  // namespace
 
 double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu) {
-  constexpr double kMany = 4;     // from here on blocks do not end together, and none waits for a wave
   constexpr uint32_t kLeast = 2;  // blocks that a multiprocessor takes as long for as for one
   const double full = double(blocks) / (double(gpu.multiprocessors) * resident);
   if (full <= 1) return 1;
@@ -522,7 +526,7 @@ double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu) {
   return most / resident + (rest == 0 ? 0 : double(rest < kLeast ? kLeast : rest) / resident);
 }
 
-uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
+uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, bool whole_waves) {
   // Estimated times, in units of what a warp of a full multiprocessor takes for a block of the cache: before and after
   // the loop; for merging splits, and for each of them.
   constexpr double kFixed = 4, kMerge = 2.5, kMergeSplit = 0.05;
@@ -536,8 +540,9 @@ uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident) {
   double least = 0;
   for (uint64_t splits = 1; splits <= most; ++splits) {
     const uint64_t of_split = (blocks + splits - 1) / splits, of_warp = (of_split + kKvWarps - 1) / kKvWarps;
-    const double time = kv_waves(tiles * splits, resident, l.gpu) * (kFixed + double(of_warp)) +
-                        (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
+    const double waves = kv_waves(tiles * splits, resident, l.gpu);
+    const double counted = whole_waves && waves < kMany ? std::ceil(waves) : waves;
+    const double time = counted * (kFixed + double(of_warp)) + (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
     if (splits == 1 || time < least) best = uint32_t(splits), least = time;
   }
   return best;
