@@ -205,41 +205,44 @@ EmbedBench bench_embed(Esm2& model, std::span<const std::vector<int32_t>> sequen
   const ForwardOptions outputs{.layers = {model.config().layers}, .means = true};
 
   EmbedBench bench;
-  const auto pass = [&](auto&& visit, const RecordOptions& record = {}) {
+  const auto take_batch = [&](std::span<const uint32_t>& left) {
+    const size_t count = batch_size(lengths, left, max_tokens, kMaxBatchSequences);
+    Batch batch;
+    for (const uint32_t i : left.first(count)) batch.add(sequences[i]);
+    left = left.subspan(count);
+    return batch;
+  };
+  const auto pass = [&](const ForwardQueue::Visit& visit, const RecordOptions& record = {}) {
     const Clock::time_point begin = Clock::now();
-    for (std::span<const uint32_t> left = order; !left.empty();) {
-      const size_t count = batch_size(lengths, left, max_tokens, kMaxBatchSequences);
-      Batch batch;
-      for (const uint32_t i : left.first(count)) batch.add(sequences[i]);
-      left = left.subspan(count);
-      Forward forward = model.prepare(batch, outputs, record);
-      forward.upload(batch);
-      forward.run();
-      forward.download();
-      visit(batch, forward);
+    ForwardQueue queue(model, outputs, record, visit);
+    std::span<const uint32_t> left = order;
+    for (Batch batch = left.empty() ? Batch{} : take_batch(left); batch.shape.sequences != 0;) {
+      Batch next = left.empty() ? Batch{} : take_batch(left);
+      queue.run(batch, next.shape.sequences != 0 ? &next : nullptr);
+      batch = std::move(next);
     }
     return seconds_since(begin);
   };
-  bench.first_seconds = pass([&](const Batch& batch, const Forward& forward) {
+  bench.first_seconds = pass([&](const Forward& forward) {
     const Work work = forward_work(model, forward);
+    const BatchShape& shape = forward.shape();
     bench.work.flops += work.flops;
-    bench.work.bytes += work.bytes + 4.0 * batch.shape.sequences * model.config().hidden;
-    bench.sequences += batch.shape.sequences;
-    bench.tokens += batch.shape.tokens;
+    bench.work.bytes += work.bytes + 4.0 * shape.sequences * model.config().hidden;
+    bench.sequences += shape.sequences;
+    bench.tokens += shape.tokens;
     bench.batches += 1;
   });
   std::vector<double> host, device;
   repeat(options, [&] {
     double on_device = 0;
-    host.push_back(
-        pass([&](const Batch&, const Forward& forward) { on_device += forward.recording().device_seconds(); }));
+    host.push_back(pass([&](const Forward& forward) { on_device += forward.recording().device_seconds(); }));
     device.push_back(on_device);
   });
   bench.host = summarize(std::move(host), 1);
   bench.device = summarize(std::move(device), 1);
   if (options.profile)
     pass(
-        [&](const Batch&, const Forward& forward) {
+        [&](const Forward& forward) {
           bench.profile.add(forward.operations(), forward.recording().operation_seconds());
         },
         {.profile = true});

@@ -50,6 +50,9 @@ class Embedder {
     max_sequences_ =
         options.contacts ? 64 : kMaxBatchSequences;  // contacts take operations for each sequence and layer
     budget_ = options.max_tokens ? options.max_tokens : default_max_tokens(model.device().info());
+    queue_.emplace(model, forward_, RecordOptions{.profile = options.profile}, [this](const Forward& forward) {
+      report_.profile.add(forward.operations(), forward.recording().operation_seconds());
+    });
   }
 
   EmbedReport run(FastaReader& input, const std::function<void(const EmbedProgress&)>& progress,
@@ -129,28 +132,39 @@ class Embedder {
     std::vector<uint32_t> lengths;
     for (const Item& item : window) lengths.push_back(uint32_t(item.ids.size()));
     const std::vector<uint32_t> order = longest_first(lengths);
+    const auto take_batch = [&](std::span<const uint32_t>& left) {
+      const std::span<const uint32_t> members = left.first(batch_size(lengths, left, budget_, max_sequences_));
+      left = left.subspan(members.size());
+      return members;
+    };
     for (std::span<const uint32_t> left = order; !left.empty();) {
-      const size_t count = batch_size(lengths, left, budget_, max_sequences_);
-      run_batch(window, left.first(count));
-      left = left.subspan(count);
+      const std::span<const uint32_t> members = take_batch(left);
+      std::span<const uint32_t> after = left;
+      run_batch(window, members, after.empty() ? after : take_batch(after));
       tell();
     }
   }
 
-  void run_batch(std::vector<Item>& window, std::span<const uint32_t> members) {
-    check_interrupted();
+  static Batch batch_of(const std::vector<Item>& window, std::span<const uint32_t> members) {
     Batch batch;
     for (uint32_t i : members) batch.add(window[i].ids);
+    return batch;
+  }
+
+  // `next`: what will be run then, unless the budget has changed; none: not known.
+  void run_batch(std::vector<Item>& window, std::span<const uint32_t> members, std::span<const uint32_t> next) {
+    check_interrupted();
+    const Batch batch = batch_of(window, members), following = batch_of(window, next);
     std::string problem;
-    std::optional<ForwardResult> result = try_forward(batch, problem);
+    std::optional<ForwardResult> result = try_forward(batch, next.empty() ? nullptr : &following, problem);
     if (!result) {
       if (members.size() == 1)
         throw_error(ErrorKind::out_of_memory, "record {} ({} residues) does not fit in memory alone: {}",
                     window[members[0]].key, window[members[0]].length(), problem);
       ++report_.halved;
       budget_ = std::max(1u, std::min(budget_, batch.shape.tokens) / 2);
-      run_batch(window, members.first(members.size() / 2));
-      run_batch(window, members.subspan(members.size() / 2));
+      run_batch(window, members.first(members.size() / 2), {});
+      run_batch(window, members.subspan(members.size() / 2), {});
       return;
     }
     for (uint32_t b = 0; b < members.size(); ++b) take(window[members[b]], batch, b, *result);
@@ -160,13 +174,9 @@ class Embedder {
   }
 
   // Nothing, and why, when the device's memory or the host's, where the results go, did not suffice.
-  std::optional<ForwardResult> try_forward(const Batch& batch, std::string& problem) {
+  std::optional<ForwardResult> try_forward(const Batch& batch, const Batch* next, std::string& problem) {
     try {
-      Forward forward = model_.prepare(batch, forward_, {.profile = options_.profile});
-      forward.upload(batch);
-      forward.run();
-      report_.profile.add(forward.operations(), forward.recording().operation_seconds());
-      return forward.download();
+      return queue_->run(batch, next);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::out_of_memory) throw;
       problem = error.what();
@@ -237,6 +247,7 @@ class Embedder {
   const EmbedOptions& options_;
   uint64_t hidden_;
   ForwardOptions forward_;
+  std::optional<ForwardQueue> queue_;
   uint32_t budget_ = 0;       // tokens of a batch
   size_t max_sequences_ = 0;  // of a batch
   uint64_t residues_read_ = 0;

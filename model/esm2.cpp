@@ -113,6 +113,18 @@ void Workspace::reserve(Device& device, const WorkspaceSizes& sizes) {
   }
 }
 
+bool Workspace::holds(const WorkspaceSizes& sizes) const {
+  for (uint32_t i = 0; i < WorkspaceSizes::kRegions; ++i)
+    if (sizes.bytes[i] > (buffers_[i] ? buffers_[i]->size() : 0)) return false;
+  return true;
+}
+
+bool Esm2::prepares_beside(const Batch& batch, const ForwardOptions& options) const {
+  WorkspaceSizes sizes;
+  place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, Workspace{}, sizes);
+  return workspace_.holds(sizes);
+}
+
 Forward Esm2::prepare(const Batch& batch, const ForwardOptions& options, const RecordOptions& record) {
   for (uint32_t layer : options.layers)
     if (layer > config().layers)
@@ -126,9 +138,9 @@ Forward Esm2::prepare(const Batch& batch, const ForwardOptions& options, const R
   place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, Workspace{}, sizes);
   workspace_.reserve(*device_, sizes);
   forward.tensors_ = place(config(), weights_.dtype(), batch.shape, batch.cu_seqlens, options, workspace_, sizes);
-  const uint64_t angles = forward.tensors_.rope_table.count;
-  if (rope_table_.size() < angles) rope_table_ = rope_table(batch.shape.max_length, config().head_dim());
-  device_->upload<float>(forward.tensors_.rope_table, std::span(rope_table_).first(angles));
+  if (rope_table_->size() < forward.tensors_.rope_table.count)
+    rope_table_ = std::make_shared<const std::vector<float>>(rope_table(batch.shape.max_length, config().head_dim()));
+  forward.rope_table_ = rope_table_;
   forward.operations_ = forward_operations(weights_, forward.tensors_, batch.shape, batch.cu_seqlens, options);
   forward.recording_ = device_->record(forward.operations_, record);
   return forward;
@@ -147,6 +159,7 @@ void Forward::upload(const Batch& batch) {
     throw_error(ErrorKind::usage,
                 "[forward] recorded for {} tokens in {} sequences of at most {}, given {} in {} of {}", shape_.tokens,
                 shape_.sequences, shape_.max_length, batch.shape.tokens, batch.shape.sequences, batch.shape.max_length);
+  device_->upload<float>(tensors_.rope_table, std::span(*rope_table_).first(tensors_.rope_table.count));
   device_->upload<int32_t>(tensors_.ids, batch.ids);
   device_->upload<int32_t>(tensors_.positions, batch.positions);
   device_->upload<int32_t>(tensors_.cu_seqlens, batch.cu_seqlens);
@@ -160,6 +173,29 @@ void Forward::upload(const Batch& batch) {
 Ticket Forward::submit() { return device_->submit(*recording_); }
 
 void Forward::run() { device_->wait(submit()); }
+
+ForwardQueue::ForwardQueue(Esm2& model, const ForwardOptions& options, const RecordOptions& record, Visit visit)
+    : model_(&model), options_(options), record_(record), visit_(std::move(visit)) {}
+
+ForwardResult ForwardQueue::run(const Batch& batch, const Batch* next) {
+  Forward forward = ahead_ ? std::move(*ahead_) : model_->prepare(batch, options_, record_);
+  ahead_.reset();
+  forward.upload(batch);
+  const Ticket ticket = forward.submit();
+  try {
+    if (next && model_->prepares_beside(*next, options_)) ahead_ = model_->prepare(*next, options_, record_);
+  } catch (const std::exception&) {  // what is wrong will be said when it is asked for
+    ahead_.reset();
+  }
+  try {
+    model_->device().wait(ticket);
+    if (visit_) visit_(forward);
+    return forward.download();
+  } catch (...) {
+    ahead_.reset();
+    throw;
+  }
+}
 
 ForwardResult Forward::download() const {
   const auto fetch = [&](const Tensor& tensor) {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -63,6 +65,7 @@ class Workspace {
  public:
   // Throws Error(out_of_memory), holding nothing then.
   void reserve(Device& device, const WorkspaceSizes& sizes);
+  bool holds(const WorkspaceSizes& sizes) const;  // reserve() would change nothing
   Buffer* operator[](WorkspaceSizes::Region region) const { return buffers_[region].get(); }
 
  private:
@@ -104,6 +107,7 @@ class Forward {
   ForwardResult download() const;
 
   Ticket submit();
+  const BatchShape& shape() const { return shape_; }
   Recording& recording() const { return *recording_; }
   const std::vector<Operation>& operations() const { return operations_; }
 
@@ -117,6 +121,7 @@ class Forward {
   BatchShape shape_;
   ForwardOptions options_;
   ForwardTensors tensors_;
+  std::shared_ptr<const std::vector<float>> rope_table_;  // of this length or a longer one
   std::vector<Operation> operations_;
   std::unique_ptr<Recording> recording_;
 };
@@ -135,6 +140,9 @@ class Esm2 {
   // exactly these cu_seqlens. Errors: out_of_memory; usage for layers that do not exist or contacts without a head.
   Forward prepare(const Batch& batch, const ForwardOptions& options, const RecordOptions& record = {});
 
+  // Whether prepare() leaves alone what a Forward that runs computes on, so that it may be called meanwhile.
+  bool prepares_beside(const Batch& batch, const ForwardOptions& options) const;
+
   // prepare, upload, run, download.
   ForwardResult forward(const Batch& batch, const ForwardOptions& options);
 
@@ -142,7 +150,8 @@ class Esm2 {
   Device* device_;
   Esm2Weights weights_;
   Workspace workspace_;
-  std::vector<float> rope_table_;  // of the longest batch so far; a shorter one's is its beginning
+  // Of the longest batch so far; a shorter one's is its beginning.
+  std::shared_ptr<const std::vector<float>> rope_table_ = std::make_shared<const std::vector<float>>();
 };
 
 // What q, k and v are stored as in a model of this dtype.
@@ -154,5 +163,24 @@ Tensor part(const Tensor& whole, uint64_t index, uint64_t count);
 // cos and sin of p / 10000^(2i / head_dim) for p < rows: [rows, head_dim], a cosine and its sine side by side. Computed
 // in double, never read from a checkpoint (half-precision files carry rounded frequencies).
 std::vector<float> rope_table(uint32_t rows, uint32_t head_dim);
+
+// Forward passes of batches, one after another: while one runs on the device, the next is prepared.
+class ForwardQueue {
+ public:
+  // The model must outlive it, and nothing else may prepare() with it meanwhile. `visit` is called after each pass.
+  using Visit = std::function<void(const Forward&)>;
+  ForwardQueue(Esm2& model, const ForwardOptions& options, const RecordOptions& record, Visit visit = {});
+
+  // `next` is what will be asked for after `batch`, null where nothing is. Throws as Esm2::prepare() does; what was
+  // prepared is forgotten then.
+  ForwardResult run(const Batch& batch, const Batch* next);
+
+ private:
+  Esm2* model_;
+  ForwardOptions options_;
+  RecordOptions record_;
+  Visit visit_;
+  std::optional<Forward> ahead_;
+};
 
 }  // namespace turboesm

@@ -63,6 +63,40 @@ TEST_CASE("a sequence's result does not depend on its batch or its place in it",
   }
 }
 
+// Batches for which the workspace suffices, so that they are prepared while another runs, and larger ones, for which it
+// does not.
+TEST_CASE("a queue of batches gives what each gives by itself", "[golden]") {
+  Esm2 model(device(), Esm2Weights::load(device(), Checkpoint::open(model_directory("tiny_hd64")), DType::f32));
+  const ForwardOptions options = last_hidden(model);
+  std::vector<Batch> batches;
+  for (const std::vector<uint32_t>& lengths :
+       {std::vector<uint32_t>{70, 40, 33}, {71, 12}, {5}, {140, 120, 9}, {2, 64}}) {
+    std::vector<std::vector<int32_t>> sequences;
+    for (const uint32_t length : lengths) sequences.push_back(random_sequence(length, 100 + length));
+    batches.push_back(batch_of(sequences));
+  }
+  std::vector<ForwardResult> alone;
+  for (const Batch& batch : batches) {
+    Esm2 other(device(), Esm2Weights::load(device(), Checkpoint::open(model_directory("tiny_hd64")), DType::f32));
+    alone.push_back(other.forward(batch, options));
+  }
+  uint32_t visited = 0, beside = 0;
+  ForwardQueue queue(model, options, {}, [&](const Forward& forward) {
+    CHECK(forward.shape().tokens == batches[visited].shape.tokens);
+    ++visited;
+  });
+  for (size_t i = 0; i < batches.size(); ++i) {
+    INFO("batch " << i);
+    const bool last = i + 1 == batches.size();
+    const ForwardResult result = queue.run(batches[i], last ? nullptr : &batches[i + 1]);
+    if (!last) beside += model.prepares_beside(batches[i + 1], options);
+    CHECK(relative_error(result.hidden[0], alone[i].hidden[0]) <= 2e-6);
+    CHECK(relative_error(result.logits, alone[i].logits) <= 2e-6);
+  }
+  CHECK(visited == batches.size());
+  CHECK(beside == 3);  // the second, third and fifth; for the fourth there is too little room
+}
+
 TEST_CASE("memory grows linearly with length, up to 5,000 residues, and as planned", "[golden]") {
   // A fresh device: peaks count from its opening.
   const Checkpoint checkpoint = Checkpoint::open(model_directory("tiny_hd32"));
