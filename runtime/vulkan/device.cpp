@@ -177,10 +177,12 @@ void compile(uint32_t index, const DeviceOptions& options, std::span<const Opera
   physical.traits.scratch_address = physical.traits.scratch_bytes;
   const LogicalDevice device(physical);
   Pipelines pipelines(physical, device, options.cache_dir);
+  std::vector<Dispatch> dispatches;
   for (const Operation& operation : operations) {
     check(operation);
-    pipelines.get(lower(operation, physical.traits));
+    dispatches.push_back(lower(operation, physical.traits));
   }
+  pipelines.prepare(dispatches);
   instance.raise_validation_messages();
 }
 

@@ -51,11 +51,15 @@ struct Dispatch {
   }
 };
 
+// Of no workgroups in some dimension: it is not recorded.
+inline bool is_empty(const Dispatch& dispatch) {
+  return dispatch.groups[0] == 0 || dispatch.groups[1] == 0 || dispatch.groups[2] == 0;
+}
+
 // Device address of a tensor's first element; 0 for an empty tensor.
 uint64_t address_of(const Tensor& tensor);
 
 // The dispatch that computes `operation` on a device with these traits. Pure: the operation has been check()ed.
-// A dispatch of zero workgroups in any dimension is not recorded.
 Dispatch lower(const Operation& operation, const Traits& traits);
 
 // All ways to compute it that a benchmark may compare; none where there is no choice.

@@ -1,7 +1,12 @@
 #include "runtime/vulkan/pipelines.h"
 
+#include <algorithm>
+#include <thread>
+#include <utility>
+
 #include <fmt/ranges.h>
 
+#include "runtime/cpu/thread_pool.h"
 #include "runtime/vulkan/pipeline_file.h"
 #include "shaders/shaders.h"
 
@@ -71,13 +76,29 @@ void Pipelines::save() const {
   write_pipeline_file(file_, data);
 }
 
-VkPipeline Pipelines::get(const Dispatch& dispatch) {
-  Key key{std::string(dispatch.shader), dispatch.constants, dispatch.subgroup_size};
-  const auto found = pipelines_.find(key);
-  if (found != pipelines_.end()) return found->second.get();
-  OwnedPipeline pipeline = compile(key);
-  return pipelines_.emplace(std::move(key), std::move(pipeline)).first->second.get();
+Pipelines::Key Pipelines::key_of(const Dispatch& dispatch) {
+  return {std::string(dispatch.shader), dispatch.constants, dispatch.subgroup_size};
 }
+
+void Pipelines::prepare(std::span<const Dispatch> dispatches) {
+  std::map<Key, OwnedPipeline> missing;
+  for (const Dispatch& dispatch : dispatches) {
+    if (is_empty(dispatch)) continue;
+    Key key = key_of(dispatch);
+    if (!pipelines_.contains(key)) missing.try_emplace(std::move(key));
+  }
+  if (missing.empty()) return;
+  std::vector<std::pair<const Key, OwnedPipeline>*> entries;
+  for (auto& entry : missing) entries.push_back(&entry);
+  cpu::ThreadPool threads(
+      uint32_t(std::min<size_t>(entries.size(), std::max(std::thread::hardware_concurrency(), 1u))));
+  threads.for_each(entries.size(), 1, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t i = begin; i < end; ++i) entries[i]->second = compile(entries[i]->first);
+  });
+  pipelines_.merge(missing);
+}
+
+VkPipeline Pipelines::get(const Dispatch& dispatch) const { return pipelines_.at(key_of(dispatch)).get(); }
 
 OwnedPipeline Pipelines::compile(const Key& key) const {
   const Traits& traits = physical_.traits;

@@ -3,6 +3,7 @@
 #include <compare>
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,12 @@ class Pipelines {
 
   VkPipelineLayout layout() const { return layout_.get(); }
 
-  // Throws Error(device) when there is no such shader, the device lacks the subgroup size that the dispatch requires,
-  // or the driver does not compile it.
-  VkPipeline get(const Dispatch& dispatch);
+  // Compiles what these dispatches need and is not there yet, on all cores: a driver takes up to a second for a kernel
+  // of matrix products. Throws Error(device) when there is no such shader, the device lacks the subgroup size that a
+  // dispatch requires, or the driver does not compile it.
+  void prepare(std::span<const Dispatch> dispatches);
+
+  VkPipeline get(const Dispatch& dispatch) const;  // after prepare()
 
  private:
   struct Key {
@@ -36,6 +40,7 @@ class Pipelines {
     uint32_t subgroup_size;
     auto operator<=>(const Key&) const = default;
   };
+  static Key key_of(const Dispatch& dispatch);
   OwnedPipeline compile(const Key& key) const;
   void save() const;
 

@@ -38,13 +38,17 @@ VulkanRecording::~VulkanRecording() {
 }
 
 void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by) {
+  std::vector<Dispatch> dispatches;
+  for (const Operation& operation : operations) dispatches.push_back(by ? *by : choose(operation));
+  pipelines.prepare(dispatches);
+
   HazardTracker hazards;
   VkPipeline bound = VK_NULL_HANDLE;
   write_timestamp();
-  for (const Operation& operation : operations) {
+  for (size_t i = 0; i < operations.size(); ++i) {
     const Traits& traits = physical_.traits;
-    const Dispatch dispatch = by ? *by : choose(operation);
-    std::vector<AccessedRange> accesses = accesses_of(operation);
+    const Dispatch& dispatch = dispatches[i];
+    std::vector<AccessedRange> accesses = accesses_of(operations[i]);
     if (dispatch.uses_scratch)
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
     const bool conflict = hazards.needs_barrier_before(accesses);
@@ -63,9 +67,9 @@ Dispatch VulkanRecording::choose(const Operation& operation) const {
   return lower(operation, physical_.traits);
 }
 
-void VulkanRecording::record_dispatch(Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound) {
+void VulkanRecording::record_dispatch(const Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound) {
+  if (is_empty(dispatch)) return;
   const auto [x, y, z] = dispatch.groups;
-  if (x == 0 || y == 0 || z == 0) return;
   const VkPipeline pipeline = pipelines.get(dispatch);
   const VkCommandBuffer commands = commands_.get();
   if (pipeline != bound) device_.vk.vkCmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);

@@ -26,7 +26,7 @@ class VulkanRecording final : public Recording {
  private:
   void record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by);
   Dispatch choose(const Operation& operation) const;
-  void record_dispatch(Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound);
+  void record_dispatch(const Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound);
   void write_timestamp();                  // the next one, when all that was recorded before has finished
   std::vector<double> timestamps() const;  // seconds, of the last completed submission; empty before the first
 
