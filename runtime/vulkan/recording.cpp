@@ -18,7 +18,7 @@ OwnedQueryPool make_queries(const LogicalDevice& device, uint32_t count) {
 
 VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines,
                                  Queue& queue, std::span<const Operation> operations, const RecordOptions& options,
-                                 const Dispatch* by)
+                                 std::span<const Dispatch> by)
     : physical_(physical), device_(device), queue_(queue), options_(options), commands_(device) {
   for (const Operation& operation : operations) check(operation);
   const uint32_t count = options.profile ? uint32_t(operations.size()) + 1 : 2;
@@ -37,13 +37,15 @@ VulkanRecording::~VulkanRecording() {
   }
 }
 
-void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by) {
+void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations,
+                             std::span<const Dispatch> by) {
   HazardTracker hazards;
   VkPipeline bound = VK_NULL_HANDLE;
   write_timestamp();
-  for (const Operation& operation : operations) {
+  for (size_t i = 0; i < operations.size(); ++i) {
+    const Operation& operation = operations[i];
     const Traits& traits = physical_.traits;
-    const Dispatch dispatch = by ? *by : choose(operation);
+    const Dispatch dispatch = by.empty() ? choose(operation) : by[i];
     std::vector<AccessedRange> accesses = accesses_of(operation);
     if (dispatch.uses_scratch)
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
