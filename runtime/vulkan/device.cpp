@@ -82,11 +82,10 @@ class VulkanDevice final : public Device {
   std::string tune() override {
     if (info().scratch_bytes > 0 && !scratch_) make_scratch();
     const Traits& traits = physical_.traits;
-    return measure_linear_rates(*this, traits, [this](const Linear& op, const Dispatch& by) {
-      const Operation operation = op;
-      return std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, std::span(&operation, 1),
-                                               RecordOptions{}, &by);
-    });
+    const auto record_by = [this](std::span<const Operation> operations, std::span<const Dispatch> by) {
+      return std::make_unique<VulkanRecording>(physical_, device_, pipelines_, queue_, operations, RecordOptions{}, by);
+    };
+    return measure_linear_rates(*this, traits, record_by);
   }
 
   Ticket submit(Recording& recording) override {

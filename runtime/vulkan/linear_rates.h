@@ -12,7 +12,7 @@ namespace turboesm::vulkan {
 // rates/ hold what `turboesm bench linear --tune` printed, one for each class.
 struct TileRate {
   std::string_view tile;  // its kernel, sizes and subgroups: ProductTile::name
-  // Microseconds that a step of its inputs takes
+  // Microseconds that a step of its inputs takes, as fitted to the times of layers
   double alone;  //   in a workgroup that has a compute unit to itself: the latency of a step
   double busy;   //   for each workgroup of a compute unit that has many of them: the reciprocal of its throughput
 };

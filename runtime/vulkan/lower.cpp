@@ -70,10 +70,14 @@ static_assert(std::ranges::all_of(kPlainTiles, [](const PlainTile& tile) {
   return tile.threads() <= 256 && tile.shared_bytes() <= 32768;
 }));
 
+uint32_t plain_units(const Traits& traits) {
+  constexpr uint32_t kUnknownUnits = 32;
+  return traits.compute_units ? traits.compute_units : kUnknownUnits;
+}
+
 // The one that takes least by the rates of the device's class, where there are any.
 const PlainTile& plain_tile(const Product& a, const Traits& traits) {
-  constexpr uint32_t kUnknownUnits = 32;
-  const uint32_t units = traits.compute_units ? traits.compute_units : kUnknownUnits;
+  const uint32_t units = plain_units(traits);
   const auto workgroups = [&](const PlainTile& tile) {
     return uint64_t(ceil_div(a.rows, tile.bm)) * ceil_div(a.outputs, tile.bn);
   };
@@ -352,7 +356,7 @@ std::vector<ProductTile> product_tiles(const Linear& op, const Traits& traits) {
   std::vector<ProductTile> all = matrix_tiles(product, traits);
   if (op.x.dtype != DType::f32) return all;
   for (const PlainTile& tile : kPlainTiles)
-    all.push_back({tile.name(), tile.bm, tile.bn, tile.bk, lower_tiled(product, tile)});
+    all.push_back({tile.name(), plain_units(traits), ceil_div(op.inputs, tile.bk), lower_tiled(product, tile)});
   return all;
 }
 

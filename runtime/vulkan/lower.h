@@ -69,10 +69,10 @@ struct Variant {
 };
 std::vector<Variant> variants(const Operation& operation, const Traits& traits);
 
-// A product by one of the tiles among which rates decide.
+// A product by one of the tiles among which rates decide, and what it is to tile_microseconds().
 struct ProductTile {
-  std::string name;     // as in the files of rates/
-  uint32_t bm, bn, bk;  // rows and outputs of a workgroup, inputs of a step
+  std::string name;       // as in the files of rates/
+  uint32_t units, steps;  // compute units that share the dispatch's workgroups; steps of a workgroup
   Dispatch dispatch;
 };
 std::vector<ProductTile> product_tiles(const Linear& op, const Traits& traits);

@@ -311,8 +311,9 @@ std::vector<ProductTile> matrix_tiles(const Product& op, const Traits& traits) {
   std::vector<ProductTile> all;
   if (!suits(op, traits)) return all;
   for (const LinearTile& tile : kLinearTiles)
-    if (fits(tile, traits))
-      all.push_back({tile.name(), tile.bm, tile.bn, tile.bk, lower_matrix_product_with(op, traits, tile, 1)});
+    if (fits(tile, traits) && divide_up(op.rows, tile.bm) <= kMaxGroups)
+      all.push_back(
+          {tile.name(), units(traits), divide_up(op.inputs, tile.bk), lower_matrix_product_with(op, traits, tile, 1)});
   return all;
 }
 

@@ -18,7 +18,7 @@ OwnedQueryPool make_queries(const LogicalDevice& device, uint32_t count) {
 
 VulkanRecording::VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines,
                                  Queue& queue, std::span<const Operation> operations, const RecordOptions& options,
-                                 const Dispatch* by)
+                                 std::span<const Dispatch> by)
     : physical_(physical), device_(device), queue_(queue), options_(options), commands_(device) {
   for (const Operation& operation : operations) check(operation);
   const uint32_t count = options.profile ? uint32_t(operations.size()) + 1 : 2;
@@ -37,9 +37,11 @@ VulkanRecording::~VulkanRecording() {
   }
 }
 
-void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by) {
-  std::vector<Dispatch> dispatches;
-  for (const Operation& operation : operations) dispatches.push_back(by ? *by : choose(operation));
+void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> operations,
+                             std::span<const Dispatch> by) {
+  std::vector<Dispatch> dispatches(by.begin(), by.end());
+  if (by.empty())
+    for (const Operation& operation : operations) dispatches.push_back(choose(operation));
   pipelines.prepare(dispatches);
 
   HazardTracker hazards;

@@ -12,10 +12,11 @@ namespace turboesm::vulkan {
 // A command buffer of dispatches, with the barriers between them, that can be submitted many times, also while it runs.
 class VulkanRecording final : public Recording {
  public:
-  // The operations' buffers are this device's; `by` computes all of them where it is given. Throws what check(),
-  // lower() and Pipelines::get() throw.
+  // The operations' buffers are this device's. `by`, where it is not empty, has the dispatch that computes each of
+  // them. Throws what check(), lower() and Pipelines::get() throw.
   VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines, Queue& queue,
-                  std::span<const Operation> operations, const RecordOptions& options, const Dispatch* by = nullptr);
+                  std::span<const Operation> operations, const RecordOptions& options,
+                  std::span<const Dispatch> by = {});
   ~VulkanRecording() override;
 
   Ticket submit();
@@ -24,7 +25,7 @@ class VulkanRecording final : public Recording {
   double device_seconds() const override;
 
  private:
-  void record(Pipelines& pipelines, std::span<const Operation> operations, const Dispatch* by);
+  void record(Pipelines& pipelines, std::span<const Operation> operations, std::span<const Dispatch> by);
   Dispatch choose(const Operation& operation) const;
   void record_dispatch(const Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound);
   void write_timestamp();                  // the next one, when all that was recorded before has finished

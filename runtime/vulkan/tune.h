@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "runtime/backend.h"
@@ -9,9 +10,12 @@
 
 namespace turboesm::vulkan {
 
-using RecordBy = std::function<std::unique_ptr<Recording>(const Linear& operation, const Dispatch& by)>;
+// Records operations, each by a dispatch of its own.
+using RecordBy =
+    std::function<std::unique_ptr<Recording>(std::span<const Operation> operations, std::span<const Dispatch> by)>;
 
-// Device::tune(): the rates of all tiles that `device` can run, as a file of rates/.
+// Device::tune(): the rates of all tiles that `device` can run, as a file of rates/. They are fitted to the times of
+// ESM-2's linear layers, which stand in a recording as in a model: one after the other, with weights out of memory.
 std::string measure_linear_rates(Device& device, const Traits& traits, const RecordBy& record);
 
 }  // namespace turboesm::vulkan
