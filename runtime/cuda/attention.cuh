@@ -52,18 +52,4 @@ __device__ __forceinline__ void store_pair(void* out, DType dtype, size_t index,
     store2(static_cast<float*>(out) + index, pair);
 }
 
-// Two fp32 values rounded to T, the first in the low half: half a register pair of a matrix fragment.
-template <class T>
-__device__ __forceinline__ uint32_t pack_pair(float first, float second) {
-  uint32_t packed;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(first, second);
-    packed = *reinterpret_cast<const uint32_t*>(&pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-    packed = *reinterpret_cast<const uint32_t*>(&pair);
-  }
-  return packed;
-}
-
 }  // namespace turboesm::cuda

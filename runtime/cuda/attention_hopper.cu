@@ -32,10 +32,11 @@ namespace {
 
 using namespace hopper;
 
-template <uint32_t dim, uint32_t consumers, uint32_t keys, uint32_t stages, uint32_t blocks>
+template <uint32_t dim, uint32_t consumers, uint32_t keys, uint32_t stages, uint32_t blocks, bool held>
 struct Tiling {
   static constexpr uint32_t kDim = dim, kConsumers = consumers, kKeys = keys, kStages = stages;
   static constexpr uint32_t kBlocks = blocks;  // of a multiprocessor
+  static constexpr bool kHeld = held;          // queries are kept in registers
   static constexpr uint32_t kThreads = kConsumers * kWarpgroup;
   static constexpr uint32_t kQueries = kConsumers * kRows;  // of a block
   static constexpr uint32_t kPanels = kDim / kPanel;
@@ -121,20 +122,45 @@ __device__ __forceinline__ void clear_values(const Shared<Tile>& shared, const S
 
 // ---- The warpgroups that compute ------------------------------------------------------------------------------------
 
-// What a thread knows of its two rows, g and g + 8 of its warp.
+// What a thread knows of its two rows, g and g + 8 of its warp. Weights are 2^(score x log2 e - reference), with a
+// reference that is raised only where a score exceeds it by kSlack, so that sums are seldom corrected.
 struct Rows {
-  float largest[2] = {minus_infinity(), minus_infinity()};  // score x log2 e
-  float weights[2] = {};                                    // their sum, over this lane's keys
+  float reference[2] = {minus_infinity(), minus_infinity()};
+  float weights[2] = {};  // their sum, over this lane's keys
+};
+constexpr float kSlack = 6;  // f16 has room for weights of 2^6
+
+// A warpgroup's queries: in shared memory and, if the tiling says so, as left operands in registers, which spares
+// products of 64 keys the half of what they read.
+template <class Tile>
+struct Queries {
+  uint32_t shared;
+  uint32_t held[Tile::kHeld ? Tile::kDim / 16 : 1][4];
+
+  __device__ __forceinline__ explicit Queries(uint32_t address) : shared(address) {
+    if constexpr (!Tile::kHeld) return;
+    const uint32_t lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4;
+#pragma unroll
+    for (uint32_t i = 0; i < Tile::kDim / 4; ++i) {
+      const uint32_t step = i / 4, panel = step / 4, group = (step % 4 * 2 + i % 4 / 2) ^ (row % 8);  // of 16 bytes
+      const uint32_t from = shared + (panel * kRows + row + i % 2 * 8) * 128 + group * 16 + lane % 4 * 4;
+      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(held[step][i % 4]) : "r"(from) : "memory");
+    }
+    pin(held);
+  }
 };
 
 // Starts scores = q k^T.
 template <class T, class Tile>
-__device__ __forceinline__ void start_scores(float (&scores)[Tile::kKeys / 2], uint32_t q, uint32_t k) {
+__device__ __forceinline__ void start_scores(float (&scores)[Tile::kKeys / 2], const Queries<Tile>& q, uint32_t k) {
 #pragma unroll
   for (uint32_t step = 0; step < Tile::kDim / 16; ++step) {
     const uint32_t panel = step / 4, within = step % 4 * 32;  // bytes
-    multiply<T>(scores, matrix(q + panel * kRows * 128 + within, 16),
-                matrix(k + panel * Tile::kKeys * 128 + within, 16), step);
+    const uint64_t keys = matrix(k + panel * Tile::kKeys * 128 + within, 16);
+    if constexpr (Tile::kHeld)
+      multiply_held<T>(scores, q.held[step], keys, step);
+    else
+      multiply<T>(scores, matrix(q.shared + panel * kRows * 128 + within, 16), keys, step);
   }
   end_products();
 }
@@ -167,9 +193,9 @@ __device__ __forceinline__ void weigh(Rows& rows, float (&scores)[size], float (
     for (uint32_t i = 4 + 2 * half; i < size; i += 4) largest = fmaxf(largest, fmaxf(scores[i], scores[i + 1]));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-    largest = fmaxf(rows.largest[half], largest * kLog2E);
-    correction[half] = power_of_two(rows.largest[half] - largest);
-    rows.largest[half] = largest;
+    const float before = rows.reference[half];
+    if (largest * kLog2E > before + kSlack) rows.reference[half] = largest * kLog2E;
+    correction[half] = power_of_two(before - rows.reference[half]);
   }
 #pragma unroll
   for (uint32_t half = 0; half < 2; ++half) {
@@ -178,7 +204,7 @@ __device__ __forceinline__ void weigh(Rows& rows, float (&scores)[size], float (
     for (uint32_t i = 2 * half; i < size; i += 4) {
 #pragma unroll
       for (uint32_t j = 0; j < 2; ++j) {
-        scores[i + j] = power_of_two(fmaf(scores[i + j], kLog2E, -rows.largest[half]));
+        scores[i + j] = power_of_two(fmaf(scores[i + j], kLog2E, -rows.reference[half]));
         weights[j] += scores[i + j];
       }
     }
@@ -199,21 +225,24 @@ __device__ __forceinline__ void finish(float (&sum)[Tile::kDim / 2], uint32_t (&
                                        const float (&weights)[Tile::kKeys / 2], const float (&correction)[2]) {
   wait_for_products<0>();
   pin(sum);
+  if (__any_sync(kAllLanes, correction[0] != 1 || correction[1] != 1)) {
 #pragma unroll
-  for (uint32_t i = 0; i < Tile::kDim / 2; ++i) sum[i] *= correction[i / 2 % 2];
+    for (uint32_t i = 0; i < Tile::kDim / 2; ++i) sum[i] *= correction[i / 2 % 2];
+  }
   pin(sum);
   pack<T>(p, weights);
 }
 
 template <class T, class Tile>
 __device__ __forceinline__ void attend(float (&sum)[Tile::kDim / 2], Rows& rows, const Shared<Tile>& shared,
-                                       const Source& source, uint32_t q) {
+                                       const Source& source) {
   const uint32_t tiles = (source.length + Tile::kKeys - 1) / Tile::kKeys;
   const uint32_t last_keys = source.length - (tiles - 1) * Tile::kKeys;  // of the last tile
   float scores[Tile::kKeys / 2], correction[2];
   uint32_t p[Tile::kKeys / 16][4];
 
   wait(shared.queries_full(), 0);
+  const Queries<Tile> q(shared.queries(threadIdx.x / kWarpgroup));
   wait(shared.keys_full(0), 0);
   begin_products();
   start_scores<T, Tile>(scores, q, shared.keys(0));
@@ -302,7 +331,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   if (warpgroup < source.consumers) {
     float sum[Tile::kDim / 2] = {};
     Rows rows;
-    attend<T, Tile>(sum, rows, shared, source, shared.queries(warpgroup));
+    attend<T, Tile>(sum, rows, shared, source);
 
     const size_t width = size_t(o.heads) * o.head_dim;
 #pragma unroll
@@ -338,14 +367,18 @@ bool launch_tiling(const Attention& a, const Launch& l) {
   return true;
 }
 
-// head_dim, warpgroups, keys of a tile, stages, blocks of a multiprocessor. Heads of 64 spend as much time on powers of
-// two as on products: four warpgroups of a multiprocessor keep both busy. Three stages are the least that keeps one on
-// its way, since a tile is left one round after it has been used.
-using Tiling64 = Tiling<64, 2, 64, 3, 2>;
-using Tiling128 = Tiling<128, 2, 128, 3, 1>;
+// head_dim, warpgroups, keys of a tile, stages, blocks of a multiprocessor, whether queries are held. Heads of 64 spend
+// as much time on powers of two as on products: four warpgroups of a multiprocessor keep both busy. Three stages are
+// the least that keeps one on its way, since a tile is left one round after it has been used.
+using Tiling64 = Tiling<64, 2, 64, 3, 2, true>;
+using Tiling128 = Tiling<128, 2, 128, 3, 1, false>;
 
-using Tiling64Few = Tiling<64, 1, 64, 3, 3>;  // for few blocks, which it makes twice as many
-constexpr uint32_t kFewWaves = 4;             // blocks of Tiling64 to a multiprocessor that are few
+using Tiling64Few = Tiling<64, 1, 64, 3, 3, true>;  // for few blocks, which it makes twice as many
+constexpr uint32_t kFewWaves = 4;                   // blocks of Tiling64 to a multiprocessor that are few
+
+// For long sequences, which have the time to fill a multiprocessor with one block: larger tiles have fewer rounds.
+using Tiling64Long = Tiling<64, 3, 128, 3, 1, false>;
+constexpr uint32_t kLong = 1536;
 
 uint64_t blocks(const Attention& a, uint32_t warpgroups) {
   return uint64_t(blocks_of(a.max_length, warpgroups * kRows)) * a.heads * a.sequences;
@@ -355,7 +388,7 @@ template <class T>
 bool launch_type(const Attention& a, const Launch& l) {
   if (a.head_dim == 128) return launch_tiling<T, Tiling128>(a, l);
   if (blocks(a, 2) < kFewWaves * l.gpu.multiprocessors) return launch_tiling<T, Tiling64Few>(a, l);
-  return launch_tiling<T, Tiling64>(a, l);
+  return a.max_length < kLong ? launch_tiling<T, Tiling64>(a, l) : launch_tiling<T, Tiling64Long>(a, l);
 }
 
 }  // namespace

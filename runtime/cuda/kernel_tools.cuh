@@ -107,6 +107,18 @@ __device__ __forceinline__ T from_float(float value) {
   }
 }
 
+// Two values rounded to a 16-bit T, the first in the low half.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
 // Four elements at once; the address is aligned to four of them.
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
@@ -119,8 +131,19 @@ __device__ __forceinline__ float4 load4(const T* source) {
 }
 template <class T>
 __device__ __forceinline__ void store4(T* destination, float4 v) {
-  *reinterpret_cast<Four<T>*>(destination) = {
-      {from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)}};
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<float4*>(destination) = v;
+  else
+    *reinterpret_cast<uint2*>(destination) = {pack_pair<T>(v.x, v.y), pack_pair<T>(v.z, v.w)};
+}
+// Eight elements at once, aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ void store8(T* destination, float4 a, float4 b) {
+  if constexpr (sizeof(T) == 4)
+    store4(destination, a), store4(destination + 4, b);
+  else
+    *reinterpret_cast<uint4*>(destination) = {pack_pair<T>(a.x, a.y), pack_pair<T>(a.z, a.w), pack_pair<T>(b.x, b.y),
+                                              pack_pair<T>(b.z, b.w)};
 }
 template <class T>
 struct alignas(2 * sizeof(T)) Two {
@@ -133,7 +156,10 @@ __device__ __forceinline__ float2 load2(const T* source) {
 }
 template <class T>
 __device__ __forceinline__ void store2(T* destination, float2 v) {
-  *reinterpret_cast<Two<T>*>(destination) = {{from_float<T>(v.x), from_float<T>(v.y)}};
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<float2*>(destination) = v;
+  else
+    *reinterpret_cast<uint32_t*>(destination) = pack_pair<T>(v.x, v.y);
 }
 
 inline constexpr uint32_t kWarp = 32;

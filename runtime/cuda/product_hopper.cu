@@ -82,31 +82,46 @@ Epilogue epilogue_of(const Product& p) {
   return e;
 }
 
-// Of `large`; false where no kind computes the epilogue.
+// False where no kind computes the epilogue.
 bool kind_of(const Product& p, Kind& kind) {
-  const bool narrow = p.y_dtype != DType::f32;
-  if (p.heads != 0)
+  if (p.heads != 0) {
     kind = Kind::rope;
-  else if (!narrow)
+    return p.y_dtype == DType::f16;
+  }
+  if (p.y_dtype == DType::f32) {
     kind = p.gelu ? Kind::wide_gelu : Kind::wide;
-  else
-    kind = p.gelu ? Kind::narrow_gelu : Kind::narrow;
-  return p.heads != 0 ? narrow : !(narrow && p.residual != nullptr);
+    return true;
+  }
+  kind = p.gelu ? Kind::narrow_gelu : Kind::narrow;
+  return p.y_dtype == p.dtype && p.residual == nullptr;
+}
+
+CUtensorMap tensor_map(const void* base, DType dtype, uint32_t dimensions, const cuuint64_t* sizes,
+                       const cuuint64_t* strides, const cuuint32_t* box) {
+  CUtensorMap map;
+  const cuuint32_t steps[] = {1, 1, 1, 1, 1};
+  const CUtensorMapDataType type =
+      dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUresult result = tensor_map_encoder()(&map, type, dimensions, const_cast<void*>(base), sizes, strides, box,
+                                               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  require(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+  return map;
 }
 
 // [rows, columns] row-major, in boxes of box_rows x 64; what is outside of it reads as zero.
 CUtensorMap tensor_map(const void* base, DType dtype, uint32_t rows, uint32_t columns, uint32_t box_rows) {
-  const auto encode = tensor_map_encoder();
-  CUtensorMap map;
   const cuuint64_t sizes[] = {columns, rows}, strides[] = {uint64_t(columns) * 2};
-  const cuuint32_t box[] = {kBlockInputs, box_rows}, steps[] = {1, 1};
-  const CUtensorMapDataType type =
-      dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const CUresult result =
-      encode(&map, type, 2, const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  require(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
-  return map;
+  const cuuint32_t box[] = {kBlockInputs, box_rows};
+  return tensor_map(base, dtype, 2, sizes, strides, box);
+}
+
+// The same of weights that are dealt out, whose rows are a multiple of kDealt: as [rows / 32][h][t][e][columns].
+CUtensorMap dealt_map(const void* base, DType dtype, uint32_t rows, uint32_t columns, uint32_t box_rows) {
+  const uint64_t row = uint64_t(columns) * 2;  // bytes
+  const cuuint64_t sizes[] = {columns, 2, 4, 4, rows / kDealt}, strides[] = {row, 8 * row, 2 * row, kDealt * row};
+  const cuuint32_t box[] = {kBlockInputs, 2, 4, 4, box_rows / kDealt};
+  return tensor_map(base, dtype, 5, sizes, strides, box);
 }
 
 void launch_large(const Product& p, const Variant& v, const Launch& l) {
@@ -121,7 +136,7 @@ void launch_large(const Product& p, const Variant& v, const Launch& l) {
   plan.band = std::max(kBandRows / (tile.rows * v.cluster), 1u);
   const uint32_t clusters = std::min(plan.row_groups * plan.column_tiles, l.gpu.multiprocessors / v.cluster);
   const CUtensorMap x = tensor_map(p.x, p.dtype, p.rows, p.inputs, tile.rows);
-  const CUtensorMap weight = tensor_map(p.weight, p.dtype, p.outputs, p.inputs, tile.columns / 2);
+  const CUtensorMap weight = dealt_map(p.weight, p.dtype, p.outputs, p.inputs, tile.columns / 2);
   const LargeKernel kernel = p.dtype == DType::f16 ? large_kernel_f16(v.tile, kind) : large_kernel_bf16(v.tile, kind);
   start_clusters(v.cluster, kernel, clusters * v.cluster, kLargeThreads, tile.shared_bytes, l, x, weight,
                  epilogue_of(p), plan);
@@ -259,6 +274,7 @@ bool large_can(const Product& p, const Variant& v, const Gpu& gpu) {
   Kind kind{};
   const LargeTile& tile = kLargeTiles[v.tile];
   if (p.rows < kLargeRows || !has_vectors(p) || !kind_of(p, kind)) return false;
+  if (p.outputs % kDealt != 0 || !aligned(p.y, 16)) return false;
   const uint64_t row_tiles = uint64_t(blocks_of(p.rows, tile.rows * v.cluster)) * v.cluster;
   const uint64_t tiles = row_tiles * blocks_of(p.outputs, tile.columns);
   if (tiles >> 31 != 0) return false;

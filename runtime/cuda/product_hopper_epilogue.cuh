@@ -4,6 +4,8 @@
 // `extra` is what is read beside bias, early enough to hide its latency: the residual, or two pairs (cos, sin).
 #pragma once
 
+#include <type_traits>
+
 #include "runtime/cuda/kernel_tools.cuh"
 #include "runtime/cuda/product_hopper_kernels.h"
 #include "shaders/include/gelu_coefficients.h"
@@ -35,6 +37,11 @@ __device__ __forceinline__ float4 turn(float4 z, float scale, float4 angles) {
   return {z.x * angles.x - z.y * angles.y, z.y * angles.x + z.x * angles.y, z.z * angles.z - z.w * angles.w,
           z.w * angles.z + z.z * angles.w};
 }
+
+// The type of y of a kernel of this kind.
+template <class T, Kind kKind>
+using ResultOf = std::conditional_t<kKind == Kind::wide || kKind == Kind::wide_gelu, float,
+                                    std::conditional_t<kKind == Kind::rope, __half, T>>;
 
 // Of QkvRope's column: 0 for q, 1 for k, 2 for v.
 __device__ __forceinline__ uint32_t part_of(const Epilogue& e, uint32_t column) {

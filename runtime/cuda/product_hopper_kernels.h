@@ -35,15 +35,18 @@ struct Epilogue {
 
 // ---- large ----------------------------------------------------------------------------------------------------------
 
-// A compile-time part of the epilogue, so that the loop over a tile is free of choices.
+// The compile-time part of the epilogue, so that the loop over a tile is free of choices.
 enum class Kind : uint32_t {
   wide,         // y f32, perhaps a residual
   wide_gelu,    // the same, with GELU before
-  narrow,       // y f16 or bf16
+  narrow,       // y of the operands' type
   narrow_gelu,  // the same, with GELU
-  rope,         // QkvRope, y f16 or bf16
+  rope,         // QkvRope, y f16, as attention takes it
 };
-inline constexpr uint32_t kKinds = 5;
+
+// Weights of so many outputs are dealt out to a stage's rows: output 32 b + 8 t + 2 h + e becomes row 32 b + 8 h + 2 t +
+// e, with t, h < 4 and e < 2. So a lane's sums, which wgmma leaves with it in pairs 8 columns apart, are of neighbours.
+inline constexpr uint32_t kDealt = 32;
 
 struct LargeTile {
   uint32_t subtiles;  // of 64 rows of x, for each of the two warpgroups that multiply

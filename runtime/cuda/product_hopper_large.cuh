@@ -33,103 +33,99 @@ __device__ __forceinline__ LargePosition tile_position(const LargePlan& plan, ui
   return {(group * plan.cluster + rank) * kRows, column * kColumns};
 }
 
-// The epilogue of a warpgroup's tile. A lane's sums of two blocks of 8 columns are exchanged with its neighbour's, so
-// that even lanes hold four neighbouring columns of the first block and odd lanes of the second one: with c = lane % 4,
-// columns 16 p + 8 (c % 2) + 4 (c / 2) .. + 3 of the p-th pair of blocks.
-// What is read besides (`extra`) is loaded one chunk of kQuads such quads ahead; the first before the products.
-template <Kind kKind, uint32_t kSubtiles, uint32_t kColumns>
+// The epilogue of a warpgroup's tile. Weights lie in shared memory in such an order (kDealt) that a lane's sums of four
+// neighbouring blocks of 8 columns belong to eight neighbouring outputs: those from 32 b + 8 (lane % 4) on of the b-th
+// four, which it takes through the epilogue step by step, for one of its rows after the other. What is read besides
+// (`extra`) is asked for kAhead steps ahead; the first before the products.
+template <class T, Kind kKind, uint32_t kSubtiles, uint32_t kColumns>
 struct TileEpilogue {
-  static constexpr uint32_t kQuads = kSubtiles * kColumns > 256 ? 2 : 4;
-  static constexpr uint32_t kColumnChunks = kColumns / 16 / kQuads, kRowChunks = 2 * kSubtiles;
+  static constexpr uint32_t kRowsOfLane = 2 * kSubtiles, kSteps = kColumns / kDealt * kRowsOfLane;
+  static constexpr uint32_t kAhead = kSubtiles * kColumns > 256 ? 1 : 3;  // as registers allow
   static constexpr bool kWide = kKind == Kind::wide || kKind == Kind::wide_gelu;
   static constexpr bool kRope = kKind == Kind::rope;
   static constexpr bool kGelu = kKind == Kind::wide_gelu || kKind == Kind::narrow_gelu;
+  using Y = ResultOf<T, kKind>;
 
   const Epilogue& e;
-  uint32_t row, column;                     // of the thread: its first row, its first quad's column
-  uint32_t angles[kRope ? kRowChunks : 1];  // of each row: where its angles begin
-  float4 bias[kQuads];
-  float4 extra[2][kQuads];
+  uint32_t row, column;                             // of the lane: its first row, its first output
+  uint32_t left;                                    // outputs from there on
+  uint32_t angles_of_row[kRope ? kRowsOfLane : 1];  // where its angles begin
+  float4 extra[kAhead + 1][2];
 
   __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, uint32_t first_row, uint32_t first_column)
       : e(epilogue) {
     const uint32_t warp = threadIdx.x / kWarp % 4, lane = threadIdx.x % kWarp;
     row = first_row + warp * 16 + lane / 4;
-    column = first_column + lane % 2 * 8 + lane % 4 / 2 * 4;
+    column = first_column + lane % 4 * 8;
+    left = e.outputs > column ? e.outputs - column : 0;
     if constexpr (kRope) {
 #pragma unroll
-      for (uint32_t r = 0; r < kRowChunks; ++r) {
-        const uint32_t at = row_of(r);
-        angles[r] = at < e.rows ? uint32_t(e.positions[at]) * e.head_dim : 0;
-      }
+      for (uint32_t r = 0; r < kRowsOfLane; ++r)
+        angles_of_row[r] = row_of(r) < e.rows ? uint32_t(e.positions[row_of(r)]) * e.head_dim : 0;
     }
-    load_extra(0);
+#pragma unroll
+    for (uint32_t n = 0; n < kAhead; ++n) load_extra(n);
   }
 
-  // Chunk n is the row chunk n % kRowChunks of the column chunk n / kRowChunks.
+  // Step n takes the row n % kRowsOfLane through the outputs from column_of(n) on, counted from `column`.
   __device__ __forceinline__ uint32_t row_of(uint32_t n) const {
-    const uint32_t r = n % kRowChunks;
+    const uint32_t r = n % kRowsOfLane;
     return row + r % 2 * 8 + r / 2 * 64;
   }
-  __device__ __forceinline__ uint32_t column_of(uint32_t n, uint32_t q) const {
-    return column + (n / kRowChunks * kQuads + q) * 16;
+  static __device__ __forceinline__ constexpr uint32_t column_of(uint32_t n) { return n / kRowsOfLane * kDealt; }
+  __device__ __forceinline__ bool exists(uint32_t n) const { return row_of(n) < e.rows && column_of(n) < left; }
+
+  // Step n's place in y or in the residual, counted from the lane's first.
+  __device__ __forceinline__ uint64_t place_of(uint32_t n) const {
+    return uint64_t(row_of(n) - row) * (kRope ? e.width : e.outputs) + column_of(n);
   }
 
   __device__ __forceinline__ void load_extra(uint32_t n) {
-    if constexpr (kWide || kRope) {
-      const uint32_t at_row = row_of(n);
-#pragma unroll
-      for (uint32_t q = 0; q < kQuads; ++q) {
-        const uint32_t at = column_of(n, q);
-        float4 v{};
-        if constexpr (kWide) {
-          if (e.residual != nullptr && at_row < e.rows && at < e.outputs)
-            v = *reinterpret_cast<const float4*>(e.residual + uint64_t(at_row) * e.outputs + at);
-        } else {
-          v = {1, 0, 1, 0};  // v is not turned
-          if (at_row < e.rows && at < 2 * e.width)
-            v = *reinterpret_cast<const float4*>(e.table + angles[n % kRowChunks] + in_head(e, at));
-        }
-        extra[n % 2][q] = v;
-      }
+    float4(&to)[2] = extra[n % (kAhead + 1)];
+    const auto load = [&](const float* from) {
+      to[0] = reinterpret_cast<const float4*>(from)[0], to[1] = reinterpret_cast<const float4*>(from)[1];
+    };
+    if constexpr (kWide) {
+      to[0] = to[1] = {};
+      if (e.residual != nullptr && exists(n)) load(e.residual + (uint64_t(row) * e.outputs + column) + place_of(n));
+    } else if constexpr (kRope) {
+      const uint32_t at = column + column_of(n);
+      to[0] = to[1] = {1, 0, 1, 0};  // v is not turned
+      if (at < 2 * e.width) load(e.table + angles_of_row[n % kRowsOfLane] + in_head(e, at));
     }
   }
 
   __device__ __forceinline__ void run(const float (&sums)[kSubtiles][kColumns / 2]) {
-    const bool odd = threadIdx.x % 2;
+    Y* const y = static_cast<Y*>(e.y) + (uint64_t(row) * (kRope ? e.width : e.outputs) + column);
+    float4 bias[2];
+    float scale = 1;
+    uint64_t before = 0;  // elements of y that the parts before the outputs' take besides
 #pragma unroll
-    for (uint32_t n = 0; n < kColumnChunks * kRowChunks; ++n) {
-      if (n % kRowChunks == 0) {
-#pragma unroll
-        for (uint32_t q = 0; q < kQuads; ++q) {
-          const uint32_t at = column_of(n, q);
-          bias[q] = {};
-          if (e.bias != nullptr && at < e.outputs) bias[q] = __ldg(reinterpret_cast<const float4*>(e.bias + at));
+    for (uint32_t n = 0; n < kSteps; ++n) {
+      const uint32_t r = n % kRowsOfLane, at = column + column_of(n);
+      if (r == 0) {
+        bias[0] = bias[1] = {};
+        if (e.bias != nullptr && column_of(n) < left) {
+          bias[0] = __ldg(reinterpret_cast<const float4*>(e.bias + at));
+          bias[1] = __ldg(reinterpret_cast<const float4*>(e.bias + at) + 1);
+        }
+        if constexpr (kRope) {
+          const uint32_t part = part_of(e, at);
+          scale = part == 0 ? e.q_scale : 1.0f;
+          before = uint64_t(part) * (e.rows - 1) * e.width;
         }
       }
-      if (n + 1 < kColumnChunks * kRowChunks) load_extra(n + 1);
-      const uint32_t r = n % kRowChunks, half = r % 2, at_row = row_of(n);
+      if (n + kAhead < kSteps) load_extra(n + kAhead);
+      float4 z[2];
 #pragma unroll
-      for (uint32_t q = 0; q < kQuads; ++q) {
-        const uint32_t pair = n / kRowChunks * kQuads + q, at = column_of(n, q);
-        const float* first = &sums[r / 2][pair * 8 + half * 2];
-        const float* second = first + 4;
-        const float low = __shfl_xor_sync(kAllLanes, odd ? first[0] : second[0], 1);
-        const float high = __shfl_xor_sync(kAllLanes, odd ? first[1] : second[1], 1);
-        float4 z = odd ? float4{low, high, second[0], second[1]} : float4{first[0], first[1], low, high};
-        z = add(z, bias[q]);
-        if constexpr (kGelu) z = gelu(z);
-        if constexpr (kWide) z = add(z, extra[n % 2][q]);
-        const uint32_t part = kRope ? part_of(e, at) : 0;
-        if constexpr (kRope) z = turn(z, part == 0 ? e.q_scale : 1.0f, extra[n % 2][q]);
-        if (at_row < e.rows && at < e.outputs) {
-          const uint64_t to = kRope ? place(e, at_row, at, part) : uint64_t(at_row) * e.outputs + at;
-          if constexpr (kWide)
-            store_wide(e, to, z);
-          else
-            store_narrow(e, to, z);
-        }
+      for (uint32_t i = 0; i < 2; ++i) {
+        const float* const sum = &sums[r / 2][column_of(n) / 2 + i * 8 + r % 2 * 2];
+        z[i] = add({sum[0], sum[1], sum[4], sum[5]}, bias[i]);
+        if constexpr (kGelu) z[i] = gelu(z[i]);
+        if constexpr (kWide) z[i] = add(z[i], extra[n % (kAhead + 1)][i]);
+        if constexpr (kRope) z[i] = turn(z[i], scale, extra[n % (kAhead + 1)][i]);
       }
+      if (exists(n)) store8(y + before + place_of(n), z[0], z[1]);
     }
   }
 };
@@ -142,7 +138,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   constexpr LargeTile kT = kLargeTiles[kTile];
   constexpr uint32_t kSubtiles = kT.subtiles, kRows = kT.rows, kColumns = kT.columns, kStages = kT.stages;
   constexpr uint32_t kStageBytes = kT.stage_bytes, kXBytes = kRows * kBlockRowBytes;
-  constexpr uint32_t kHalfBytes = kColumns / 2 * kBlockRowBytes;
+  constexpr uint32_t kHalf = kColumns / 2 / kDealt, kHalfBytes = kColumns / 2 * kBlockRowBytes;
   constexpr bool kPingPong = kT.ping_pong;
 
   extern __shared__ uint8_t dynamic[];
@@ -175,10 +171,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     const uint32_t to = stages + stage * kStageBytes + kXBytes, barrier = full + 8 * stage, column = k * kBlockInputs;
     barrier_expect(barrier, kStageBytes);
     if (plan.cluster > 1) {
-      load_box_all(to + rank * kHalfBytes, &weight_map, column, tile.column + rank * (kColumns / 2), barrier, 3);
+      load_dealt_all(to + rank * kHalfBytes, &weight_map, column, tile.column / kDealt + rank * kHalf, barrier, 3);
     } else {
-      load_box(to, &weight_map, column, tile.column, barrier);
-      load_box(to + kHalfBytes, &weight_map, column, tile.column + kColumns / 2, barrier);
+      load_dealt(to, &weight_map, column, tile.column / kDealt, barrier);
+      load_dealt(to + kHalfBytes, &weight_map, column, tile.column / kDealt + kHalf, barrier);
     }
   };
   // The first tile's weights are on their way while the kernel before still runs.
@@ -218,7 +214,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       const bool exists = n < tiles;
       const LargePosition tile = tile_position<kRows, kColumns>(plan, first + (exists ? n : 0) * step, rank);
       const uint32_t first_row = tile.row + (kPingPong ? 0 : consumer * 64 * kSubtiles);
-      TileEpilogue<kKind, kSubtiles, kColumns> epilogue(e, exists ? first_row : e.rows, tile.column);
+      TileEpilogue<T, kKind, kSubtiles, kColumns> epilogue(e, exists ? first_row : e.rows, tile.column);
       float sums[kSubtiles][kColumns / 2];
 
       if constexpr (kPingPong) named_sync(kTurn + consumer, 2 * kGroup);

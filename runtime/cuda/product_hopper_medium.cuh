@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kMediumMostThreads, 1)
   // All that the loop needs is at hand: it is run a few times, by few warps, which cannot hide each other's waiting.
   constexpr uint32_t kBytes = kWide ? 4 : 2;  // of an element of y
   const uint32_t first_own = part * 8 + in_octet, step = split * 8;
-  const bool f16 = e.y_dtype == DType::f16, first_exists = first_row < e.rows, second_exists = first_row + 8 < e.rows;
+  const bool first_exists = first_row < e.rows, second_exists = first_row + 8 < e.rows;
   const uint64_t next_row = uint64_t(e.width) * 8 * kBytes, next_part = uint64_t(e.rows - 1) * e.width * kBytes;
   std::byte* y = static_cast<std::byte*>(e.y) + (uint64_t(first_row) * e.width + first_output + first_own) * kBytes;
   uint32_t sums_at = thread_sums, extra_at = own_extra, output = first_output + first_own;
@@ -203,8 +203,9 @@ __global__ void __launch_bounds__(kMediumMostThreads, 1)
       if (is_output && first_exists) *reinterpret_cast<float2*>(to) = {z.x, z.y};
       if (is_output && second_exists) *reinterpret_cast<float2*>(to + next_row) = {z.z, z.w};
     } else {
-      if (is_output && first_exists) *reinterpret_cast<uint32_t*>(to) = pack(z.x, z.y, f16);
-      if (is_output && second_exists) *reinterpret_cast<uint32_t*>(to + next_row) = pack(z.z, z.w, f16);
+      if (is_output && first_exists) *reinterpret_cast<uint32_t*>(to) = pack_pair<ResultOf<T, kKind>>(z.x, z.y);
+      if (is_output && second_exists)
+        *reinterpret_cast<uint32_t*>(to + next_row) = pack_pair<ResultOf<T, kKind>>(z.z, z.w);
     }
     sums_at += octet_bytes, extra_at += octet_bytes, bias_at += step * 4, output += step, y += step * kBytes;
   }

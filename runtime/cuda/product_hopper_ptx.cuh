@@ -130,6 +130,23 @@ __device__ __forceinline__ void load_box_all(uint32_t to, const CUtensorMap* map
       "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
       : "memory");
 }
+// The same of weights that are dealt out (kDealt): `group` is the first of 32 outputs.
+__device__ __forceinline__ void load_dealt(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t group,
+                                           uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %3, %3, %4}], "
+      "[%5];" ::"r"(to),
+      "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void load_dealt_all(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t group,
+                                               uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3, %3, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier), "h"(blocks)
+      : "memory");
+}
 // `bytes`, a multiple of 16, from and to addresses that are multiples of 16; counted by the barrier.
 __device__ __forceinline__ void load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),

@@ -104,9 +104,14 @@ std::vector<cublasLtMatmulAlgo_t> algorithms(cublasLtHandle_t cublaslt, const Ma
   return found;
 }
 
-constexpr size_t kFinalists = 6;  // that are timed more closely
-constexpr int kSweeps = 2;        // over the kinds, as the best way for one depends on what was chosen for the others
-constexpr size_t kChain = 72;     // operations of a recording, some ten layers, that finalists are tried in
+constexpr size_t kFinalists = 16;  // that are tried in the recording's order
+constexpr size_t kChain = 36;      // operations of a recording, some five layers, that they are tried in
+// Over the kinds, as the best way for one depends on what was chosen for the others: so many of its finalists, in so
+// many rounds.
+constexpr struct {
+  size_t finalists;
+  int rounds;
+} kSweeps[] = {{kFinalists, 3}, {4, 8}};
 
 // A number that differs from product to product and is the same in every run.
 uint32_t scattered(const Product& p) {
@@ -227,26 +232,34 @@ void Products::run(const Product& p, const Choice& choice, const Launch& place) 
   }
 }
 
-// Microseconds of what `body` launches, by a graph, for a launch by itself takes longer than a small product; the least
-// of some rounds. Infinite where it cannot be launched.
+// What `body` launches, as a graph, for a launch by itself takes longer than a small product. Null where it cannot be
+// launched: an algorithm may refuse what the heuristic promised.
 template <class Body>
-float Products::time(int rounds, const Launch& place, Body&& body) const {
+GraphExec Products::capture(const Launch& place, Body&& body) const {
   try {
     Capture capture(place.stream);
     place.follows_kernel = false;
     body();
-    const GraphExec executable = capture.end();
-    float least = INFINITY;
-    for (int round = 0; round <= rounds; ++round) {  // the first may still load the kernel's code
-      const float microseconds = stopwatch_.microseconds(
-          place.stream, [&] { cuda::require(cudaGraphLaunch(executable.get(), place.stream), "cudaGraphLaunch"); });
-      if (round > 0) least = std::min(least, microseconds);
-    }
-    return least;
+    return capture.end();
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::out_of_memory) throw;
-    return INFINITY;  // an algorithm may refuse what the heuristic promised
+    return nullptr;
   }
+}
+
+// Of each graph the least of some rounds, in which they take turns, so that a clock that rises or falls meanwhile
+// favours none. Infinite for those that cannot be launched.
+std::vector<float> Products::least_microseconds(std::span<const GraphExec> graphs, int rounds,
+                                                const Launch& place) const {
+  std::vector<float> least(graphs.size(), INFINITY);
+  for (int round = 0; round <= rounds; ++round)  // the first may still load the kernels' code
+    for (size_t i = 0; i < graphs.size(); ++i) {
+      if (!graphs[i]) continue;
+      const float microseconds = stopwatch_.microseconds(
+          place.stream, [&] { cuda::require(cudaGraphLaunch(graphs[i].get(), place.stream), "cudaGraphLaunch"); });
+      if (round > 0) least[i] = std::min(least[i], microseconds);
+    }
+  return least;
 }
 
 namespace {
@@ -371,16 +384,19 @@ std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& 
   if (!trial) return {choices.front()};
   const Product tried = trial.of(p);
   const auto sort = [&](int launches, int rounds) {
-    for (Choice& choice : choices)
-      choice.microseconds = time(rounds, place, [&] {
+    std::vector<GraphExec> graphs;
+    for (const Choice& choice : choices)
+      graphs.push_back(capture(place, [&] {
         for (int i = 0; i < launches; ++i) run(tried, choice, place);
-      });
+      }));
+    const std::vector<float> microseconds = least_microseconds(graphs, rounds, place);
+    for (size_t i = 0; i < choices.size(); ++i) choices[i].microseconds = microseconds[i];
     std::ranges::stable_sort(choices, {}, &Choice::microseconds);
     std::erase_if(choices, [](const Choice& choice) { return std::isinf(choice.microseconds); });
     choices.resize(std::min(choices.size(), kFinalists));
   };
-  sort(3, 1);
-  sort(10, 3);
+  sort(3, 2);
+  sort(5, 3);
   if (choices.empty()) choices.push_back({.engine = Engine::plain});
   return choices;
 }
@@ -388,7 +404,7 @@ std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& 
 // Short products depend on their surroundings: their weights come from memory rather than from the L2 cache, and
 // kernels overlap with what precedes and follows them. So the finalists are tried in the recording's order, a kind at a
 // time.
-void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choice>>& finalists, const Launch& place) {
+void Products::refine(const Steps& steps, std::map<Kind, std::vector<Choice>> finalists, const Launch& place) {
   const std::span<const Step> first(steps.data(), std::min(steps.size(), kChain));
   std::vector<Product> products;
   for (const auto& [operation, p] : first)
@@ -399,27 +415,27 @@ void Products::refine(const Steps& steps, const std::map<Kind, std::vector<Choic
   const Trial trial(first, pool_, place);
   if (!trial) return;
   const auto chain = [&] {
-    return time(3, place, [&] {
-      for (const auto& [operation, p] : first) {
-        if (p)
-          launch(trial.of(*p), place);
-        else
-          trial.launch_other(*operation);
-      }
-    });
+    for (const auto& [operation, p] : first) {
+      if (p)
+        launch(trial.of(*p), place);
+      else
+        trial.launch_other(*operation);
+    }
   };
-  for (int sweep = 0; sweep < kSweeps; ++sweep)
-    for (const auto& [kind, choices] : finalists) {
+  for (const auto& [count, rounds] : kSweeps)
+    for (auto& [kind, choices] : finalists) {
       if (std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == kind; })) continue;
+      choices.resize(std::min(choices.size(), count));
       Choice& chosen = chosen_.at(kind);
-      Choice best = chosen;
-      float least = INFINITY;
+      std::vector<GraphExec> graphs;
       for (const Choice& choice : choices) {
         chosen = choice;
-        const float microseconds = chain();
-        if (microseconds < least) least = microseconds, best = choice;
+        graphs.push_back(capture(place, chain));
       }
-      chosen = best;
+      const std::vector<float> microseconds = least_microseconds(graphs, rounds, place);
+      for (size_t i = 0; i < choices.size(); ++i) choices[i].microseconds = microseconds[i];
+      std::ranges::stable_sort(choices, {}, &Choice::microseconds);
+      chosen = choices.front();
     }
 }
 
@@ -433,7 +449,7 @@ void Products::prepare(const Steps& steps, const Launch& place) {
     chosen_.emplace(kind, choices.front());
     if (choices.size() > 1) finalists.emplace(kind, std::move(choices));
   }
-  if (!finalists.empty()) refine(steps, finalists, place);
+  if (!finalists.empty()) refine(steps, std::move(finalists), place);
 }
 
 void Products::launch(const Product& p, const Launch& place) const {

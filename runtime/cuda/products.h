@@ -52,10 +52,11 @@ class Products {
   };
   std::vector<Choice> candidates(const Product& p) const;
   std::vector<Choice> fastest(const Product& p, const Launch& place) const;
-  void refine(const Steps& steps, const std::map<Kind, std::vector<Choice>>& finalists, const Launch& place);
+  void refine(const Steps& steps, std::map<Kind, std::vector<Choice>> finalists, const Launch& place);
   void run(const Product& p, const Choice& choice, const Launch& place) const;
   template <class Body>
-  float time(int rounds, const Launch& place, Body&& body) const;
+  GraphExec capture(const Launch& place, Body&& body) const;
+  std::vector<float> least_microseconds(std::span<const GraphExec> graphs, int rounds, const Launch& place) const;
 
   const Gpu& gpu_;
   cudaMemPool_t pool_;

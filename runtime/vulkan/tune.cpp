@@ -16,7 +16,7 @@ namespace {
 // The layers of 8M, 650M and 3B, of batches, of long sequences and of short ones. Many rows come first: they bring a
 // device to its clock.
 constexpr uint32_t kHidden[] = {320, 1280, 2560};
-constexpr uint32_t kRows[] = {16384, 2048, 512, 145, 34};
+constexpr uint32_t kRows[] = {16384, 4096, 1024, 512, 145, 34};
 constexpr struct {
   uint32_t inputs, outputs;  // times hidden
 } kLayers[] = {{1, 3}, {1, 1}, {1, 4}, {4, 1}};

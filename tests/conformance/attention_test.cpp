@@ -133,9 +133,11 @@ TEST_CASE("attention agrees with the oracle", "[conformance]") {
       for (const Scores scores : kScores)
         add_attention(harness, dtype, {1, rng.pick(kHeadDims)}, pack({rng.pick(kLongLengths), 0, 1, 300}), scores);
       add_attention(harness, dtype, {20, 16}, pack({147, 2, 65}), Scores::usual);
-      if (harness.takes_large())
+      if (harness.takes_large()) {
         for (const uint32_t head_dim : kHeadDims)
           add_attention(harness, dtype, {20, head_dim}, pack({1025, 300, 147, 2, 0, 64}), rng.pick(kScores));
+        for (const Scores scores : kScores) add_attention(harness, dtype, {20, 64}, pack({1700, 63, 1537}), scores);
+      }
       add_attention(harness, dtype, {1, 8}, short_sequences(rng, kManyRows), Scores::usual);
       add_attention(harness, dtype, {2, 64}, pack({0, 0}), Scores::usual);
     }
