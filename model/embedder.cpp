@@ -264,7 +264,7 @@ double EmbedProgress::share() const {
 }
 
 uint32_t default_max_tokens(const DeviceInfo& device) {
-  constexpr uint64_t kLarge = uint64_t(40) << 30;  // bytes: room for the activations of any size of model
+  constexpr uint64_t kLarge = uint64_t(40) << 30;  // bytes: room for the activations beside most models' weights
   switch (device.kind) {
     case DeviceKind::discrete_gpu: return device.memory_bytes >= kLarge ? 32768 : 16384;
     case DeviceKind::integrated_gpu:

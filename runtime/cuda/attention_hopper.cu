@@ -138,15 +138,16 @@ struct Queries {
   uint32_t held[Tile::kHeld ? Tile::kDim / 16 : 1][4];
 
   __device__ __forceinline__ explicit Queries(uint32_t address) : shared(address) {
-    if constexpr (!Tile::kHeld) return;
-    const uint32_t lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4;
+    if constexpr (Tile::kHeld) {
+      const uint32_t lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4;
 #pragma unroll
-    for (uint32_t i = 0; i < Tile::kDim / 4; ++i) {
-      const uint32_t step = i / 4, panel = step / 4, group = (step % 4 * 2 + i % 4 / 2) ^ (row % 8);  // of 16 bytes
-      const uint32_t from = shared + (panel * kRows + row + i % 2 * 8) * 128 + group * 16 + lane % 4 * 4;
-      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(held[step][i % 4]) : "r"(from) : "memory");
+      for (uint32_t i = 0; i < Tile::kDim / 4; ++i) {
+        const uint32_t step = i / 4, panel = step / 4, group = (step % 4 * 2 + i % 4 / 2) ^ (row % 8);  // of 16 bytes
+        const uint32_t from = shared + (panel * kRows + row + i % 2 * 8) * 128 + group * 16 + lane % 4 * 4;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(held[step][i % 4]) : "r"(from) : "memory");
+      }
+      pin(held);
     }
-    pin(held);
   }
 };
 
@@ -378,7 +379,7 @@ constexpr uint32_t kFewWaves = 4;                   // blocks of Tiling64 to a m
 
 // For long sequences, which have the time to fill a multiprocessor with one block: larger tiles have fewer rounds.
 using Tiling64Long = Tiling<64, 3, 128, 3, 1, false>;
-constexpr uint32_t kLong = 1536;
+constexpr uint32_t kLong = 1536;  // tokens of the longest sequence
 
 uint64_t blocks(const Attention& a, uint32_t warpgroups) {
   return uint64_t(blocks_of(a.max_length, warpgroups * kRows)) * a.heads * a.sequences;

@@ -181,6 +181,8 @@ __device__ __forceinline__ void multiply_held(float (&d)[64], const uint32_t (&a
 #undef TURBOESM_SHARED_128
 #undef TURBOESM_REGISTERS_64
 #undef TURBOESM_REGISTERS_128
+#undef TURBOESM_HELD_64
+#undef TURBOESM_HELD_128
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
 

@@ -116,7 +116,8 @@ CUtensorMap tensor_map(const void* base, DType dtype, uint32_t rows, uint32_t co
   return tensor_map(base, dtype, 2, sizes, strides, box);
 }
 
-// The same of weights that are dealt out, whose rows are a multiple of kDealt: as [rows / 32][h][t][e][columns].
+// The same of weights that are dealt out, whose rows are a multiple of kDealt: as [rows / 32][h][t][e][columns], for
+// strides need not rise from dimension to dimension.
 CUtensorMap dealt_map(const void* base, DType dtype, uint32_t rows, uint32_t columns, uint32_t box_rows) {
   const uint64_t row = uint64_t(columns) * 2;  // bytes
   const cuuint64_t sizes[] = {columns, 2, 4, 4, rows / kDealt}, strides[] = {row, 8 * row, 2 * row, kDealt * row};

@@ -33,9 +33,7 @@ struct Epilogue {
   bool gelu = false;
 };
 
-// ---- large ----------------------------------------------------------------------------------------------------------
-
-// The compile-time part of the epilogue, so that the loop over a tile is free of choices.
+// The compile-time part of the epilogue of `large` and `medium`, so that the loop over a tile is free of choices.
 enum class Kind : uint32_t {
   wide,         // y f32, perhaps a residual
   wide_gelu,    // the same, with GELU before
@@ -44,8 +42,11 @@ enum class Kind : uint32_t {
   rope,         // QkvRope, y f16, as attention takes it
 };
 
-// Weights of so many outputs are dealt out to a stage's rows: output 32 b + 8 t + 2 h + e becomes row 32 b + 8 h + 2 t +
-// e, with t, h < 4 and e < 2. So a lane's sums, which wgmma leaves with it in pairs 8 columns apart, are of neighbours.
+// ---- large ----------------------------------------------------------------------------------------------------------
+
+// Weights of so many outputs are dealt out to a stage's rows: output 32 b + 8 t + 2 h + e becomes row 32 b + 8 h + 2 t
+// + e, with t, h < 4 and e < 2. So a lane's sums, which wgmma leaves with it in pairs 8 columns apart, are of
+// neighbours.
 inline constexpr uint32_t kDealt = 32;
 
 struct LargeTile {

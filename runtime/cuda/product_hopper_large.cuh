@@ -77,7 +77,7 @@ struct TileEpilogue {
 
   // Step n's place in y or in the residual, counted from the lane's first.
   __device__ __forceinline__ uint64_t place_of(uint32_t n) const {
-    return uint64_t(row_of(n) - row) * (kRope ? e.width : e.outputs) + column_of(n);
+    return uint64_t(row_of(n) - row) * e.width + column_of(n);
   }
 
   __device__ __forceinline__ void load_extra(uint32_t n) {
@@ -87,7 +87,7 @@ struct TileEpilogue {
     };
     if constexpr (kWide) {
       to[0] = to[1] = {};
-      if (e.residual != nullptr && exists(n)) load(e.residual + (uint64_t(row) * e.outputs + column) + place_of(n));
+      if (e.residual != nullptr && exists(n)) load(e.residual + (uint64_t(row) * e.width + column) + place_of(n));
     } else if constexpr (kRope) {
       const uint32_t at = column + column_of(n);
       to[0] = to[1] = {1, 0, 1, 0};  // v is not turned
@@ -96,7 +96,7 @@ struct TileEpilogue {
   }
 
   __device__ __forceinline__ void run(const float (&sums)[kSubtiles][kColumns / 2]) {
-    Y* const y = static_cast<Y*>(e.y) + (uint64_t(row) * (kRope ? e.width : e.outputs) + column);
+    Y* const y = static_cast<Y*>(e.y) + (uint64_t(row) * e.width + column);
     float4 bias[2];
     float scale = 1;
     uint64_t before = 0;  // elements of y that the parts before the outputs' take besides

@@ -121,15 +121,6 @@ __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap* map, ui
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-// Into every block of the cluster whose bit is set in `blocks`, at the same place, counted by each one's own barrier.
-__device__ __forceinline__ void load_box_all(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t row,
-                                             uint32_t barrier, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
-      : "memory");
-}
 // The same of weights that are dealt out (kDealt): `group` is the first of 32 outputs.
 __device__ __forceinline__ void load_dealt(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t group,
                                            uint32_t barrier) {
@@ -139,6 +130,7 @@ __device__ __forceinline__ void load_dealt(uint32_t to, const CUtensorMap* map, 
       "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier)
       : "memory");
 }
+// Into every block of the cluster whose bit is set in `blocks`, at the same place, counted by each one's own barrier.
 __device__ __forceinline__ void load_dealt_all(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t group,
                                                uint32_t barrier, uint16_t blocks) {
   asm volatile(

@@ -19,7 +19,7 @@ struct TileTime {
 struct RatesFit {
   double launch = 0;
   std::vector<TileRate> rates;  // of each tile in turn, without names
-  double error = 0;             // root mean square of log(predicted / measured)
+  double error = 0;             // root mean square of log(predicted / measured), by the times' weights
 };
 
 // The launch that all tiles share and the rates of each by which tile_microseconds() is nearest to their times. Errors

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <optional>
 
 #include <fmt/format.h>
@@ -63,37 +64,31 @@ struct PlainTile {
 // All sum in the same order.
 constexpr PlainTile kFewRows{16, 64, 64, 2, 2};  // not to compute 64 rows where there are 16
 constexpr PlainTile kSmallTile{64, 64, 32, 4, 4};
-constexpr PlainTile kLargeTile{128, 128, 16, 8, 8};   // more products per shared load, once there is work for everyone
-constexpr PlainTile kSoftwareTile{32, 64, 16, 8, 8};  // few invocations per workgroup: a CPU pays for each barrier
-constexpr PlainTile kPlainTiles[] = {kFewRows, kSmallTile, kLargeTile, kSoftwareTile};
+constexpr PlainTile kLargeTile{128, 128, 16, 8, 8};  // more products per shared load, once there is work for everyone
+constexpr PlainTile kFewInvocations{32, 64, 16, 8, 8};  // a software driver pays for each that a barrier waits for
+constexpr PlainTile kPlainTiles[] = {kFewRows, kSmallTile, kLargeTile, kFewInvocations};
 static_assert(std::ranges::all_of(kPlainTiles, [](const PlainTile& tile) {
   return tile.threads() <= 256 && tile.shared_bytes() <= 32768;
 }));
 
 uint32_t plain_units(const Traits& traits) {
   constexpr uint32_t kUnknownUnits = 32;
+  if (traits.software) return 1;  // its workgroups take turns on few cores: time grows with their number
   return traits.compute_units ? traits.compute_units : kUnknownUnits;
 }
 
-// The one that takes least by the rates of the device's class, where there are any.
+// The one that takes least by the rates of the device's class.
 const PlainTile& plain_tile(const Product& a, const Traits& traits) {
-  const uint32_t units = plain_units(traits);
-  const auto workgroups = [&](const PlainTile& tile) {
-    return uint64_t(ceil_div(a.rows, tile.bm)) * ceil_div(a.outputs, tile.bn);
-  };
-  const PlainTile* best = nullptr;
-  double least = 0;
+  const PlainTile* best = kPlainTiles;
+  double least = INFINITY;
   for (const PlainTile& tile : kPlainTiles) {
     const TileRate* rate = find_rate(traits.device_class, tile.name());
     if (!rate) continue;
-    const double time = tile_microseconds(0, *rate, workgroups(tile), units, ceil_div(a.inputs, tile.bk));
-    if (best && time >= least) continue;
-    best = &tile;
-    least = time;
+    const uint64_t workgroups = uint64_t(ceil_div(a.rows, tile.bm)) * ceil_div(a.outputs, tile.bn);
+    const double time = tile_microseconds(0, *rate, workgroups, plain_units(traits), ceil_div(a.inputs, tile.bk));
+    if (time < least) least = time, best = &tile;
   }
-  if (best) return *best;
-  if (a.rows <= kFewRows.bm || a.outputs <= kFewRows.bn) return kFewRows;
-  return workgroups(kLargeTile) >= 2 * units ? kLargeTile : kSmallTile;
+  return *best;
 }
 
 // Few outputs of few rows: a subgroup for each output instead of tiles.

@@ -12,7 +12,7 @@
 
 namespace turboesm::vulkan {
 
-// Every compute pipeline of one device, made when first asked for and kept until the device is closed. All of them have
+// Every compute pipeline of one device, made by prepare() and kept until the device is closed. All of them have
 // one layout: 128 bytes of push constants (which hold buffer addresses) and no descriptor sets.
 class Pipelines {
  public:

@@ -13,7 +13,7 @@ namespace turboesm::vulkan {
 class VulkanRecording final : public Recording {
  public:
   // The operations' buffers are this device's. `by`, where it is not empty, has the dispatch that computes each of
-  // them. Throws what check(), lower() and Pipelines::get() throw.
+  // them. Throws what check(), lower() and Pipelines::prepare() throw.
   VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines, Queue& queue,
                   std::span<const Operation> operations, const RecordOptions& options,
                   std::span<const Dispatch> by = {});

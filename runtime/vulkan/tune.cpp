@@ -27,7 +27,7 @@ struct Limits {
   uint32_t copies, repeats;
 };
 constexpr Limits kGpuLimits{2.2e11, 64, 7}, kSoftwareLimits{1.2e8, 2, 3};
-constexpr double kMostSeconds = 0.25;           // of a recording's repeats, but for the first
+constexpr double kMostSeconds = 0.25;           // of a recording's repeats
 constexpr uint64_t kCacheBytes = 128ull << 20;  // no cache holds the weights of a recording that has as many
 
 // Without tensors.
@@ -53,7 +53,7 @@ class Measurement {
   void add(DType dtype) {
     const size_t first = names_.size();
     for (const Linear& layer : layers_within(limits_.flops)) time_layer(layer, dtype, first);
-    if (first < names_.size()) dtypes_.push_back({first, names_.size()});
+    if (first < names_.size()) dtypes_.push_back({dtype, first, names_.size()});
   }
 
   std::string fitted(std::string_view device_class, std::string_view command, std::string_view device) const {
@@ -63,8 +63,8 @@ class Measurement {
       rates.tiles[i] = {names_[i], fit.rates[i].alone, fit.rates[i].busy};
     std::string about = fmt::format("{}: within {:.1f} % (root mean square) of {} times", device, 100 * fit.error,
                                     times_.size() * times_[0].size());
-    for (const auto& [first, end] : dtypes_)
-      about += fmt::format(", choices {:.1f} % from the fastest",
+    for (const auto& [dtype, first, end] : dtypes_)
+      about += fmt::format(", choices of {} {:.1f} % from the fastest", name_of(dtype),
                            100 * choice_loss(std::span(times_).subspan(first, end - first),
                                              std::span(fit.rates).subspan(first, end - first)));
     return to_text(rates, command, about);
@@ -84,6 +84,8 @@ class Measurement {
       const double microseconds = 1e6 * median_seconds(*record_(operations, by)) / double(ops.size());
       const ProductTile& tile = tiles[0][i];
       if (first + i == names_.size()) names_.push_back(tile.name), times_.emplace_back();
+      if (names_[first + i] != tile.name || names_.size() > LinearRates{}.tiles.size())
+        throw_error(ErrorKind::device, "the tiles of layers differ, or are too many: {}", tile.name);
       const auto [x, y, z] = tile.dispatch.groups;
       times_[first + i].push_back({uint64_t(x) * y * z, tile.units, tile.steps, microseconds});
       if (i == 0 || microseconds < fastest) fastest = microseconds;
@@ -135,9 +137,13 @@ class Measurement {
   const Traits& traits_;
   const RecordBy& record_;
   Limits limits_;
-  std::vector<std::pair<size_t, size_t>> dtypes_;  // the tiles [first, end) of each
-  std::vector<std::string> names_;                 // of the tiles
-  std::vector<std::vector<TileTime>> times_;       // of each of them, by all layers
+  struct Tiles {
+    DType dtype;
+    size_t first, end;
+  };
+  std::vector<Tiles> dtypes_;                 // the tiles [first, end) of each
+  std::vector<std::string> names_;            // of the tiles
+  std::vector<std::vector<TileTime>> times_;  // of each of them, by all layers
   std::vector<std::unique_ptr<Buffer>> buffers_;
 };
 

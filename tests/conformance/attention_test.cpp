@@ -12,17 +12,21 @@ namespace {
 
 // What the scores q.k look like.
 enum class Scores {
-  usual,   // N(0, 1)
-  large,   // N(0, 20): up to +-60 and more, a few keys take all the weight
-  rising,  // from -30 to 30 along the keys: each block of keys has a larger maximum than all before it
-  equal,   // all keys alike: the mean of v
+  usual,     // N(0, 1)
+  large,     // N(0, 20): up to +-60 and more, a few keys take all the weight
+  rising,    // from -30 to 30 along the keys: each block of keys has a larger maximum than all before it
+  creeping,  // the same from -3 to 3: by little
+  equal,     // all keys alike: the mean of v
 };
-constexpr Scores kScores[] = {Scores::usual, Scores::large, Scores::rising, Scores::equal};
+constexpr Scores kScores[] = {Scores::usual, Scores::large, Scores::rising, Scores::creeping, Scores::equal};
 const char* name_of(Scores scores) {
-  return scores == Scores::usual    ? "usual"
-         : scores == Scores::large  ? "large"
-         : scores == Scores::rising ? "rising"
-                                    : "equal";
+  switch (scores) {
+    case Scores::usual: return "usual";
+    case Scores::large: return "large";
+    case Scores::rising: return "rising";
+    case Scores::creeping: return "creeping";
+    default: return "equal";
+  }
 }
 
 struct Shape {
@@ -39,14 +43,15 @@ QK random_qk(Rng& rng, Scores scores, const Packing& packing, Shape shape) {
   QK qk{rng.normals(size, scores == Scores::large ? 20 * unit : unit), rng.normals(size)};
   if (scores == Scores::equal) {
     for (uint64_t i = width; i < size; ++i) qk.k[i] = qk.k[i - width];
-  } else if (scores == Scores::rising) {
+  } else if (scores == Scores::rising || scores == Scores::creeping) {
+    const float most = scores == Scores::rising ? 30 : 3;
     for (uint64_t i = 0; i < size; ++i) qk.q[i] = 0.1f * qk.q[i] + unit;
     for (uint32_t b = 0; b < packing.sequences(); ++b) {
       const int32_t begin = packing.cu_seqlens[b], end = packing.cu_seqlens[b + 1];
       for (int32_t t = begin; t < end; ++t)
         for (uint64_t i = 0; i < width; ++i) {
           float& k = qk.k[uint64_t(t) * width + i];
-          k = 0.1f * k + unit * (60 * float(t - begin) / float(end - begin) - 30);
+          k = 0.1f * k + unit * most * (2 * float(t - begin) / float(end - begin) - 1);
         }
     }
   }
@@ -137,6 +142,7 @@ TEST_CASE("attention agrees with the oracle", "[conformance]") {
         for (const uint32_t head_dim : kHeadDims)
           add_attention(harness, dtype, {20, head_dim}, pack({1025, 300, 147, 2, 0, 64}), rng.pick(kScores));
         for (const Scores scores : kScores) add_attention(harness, dtype, {20, 64}, pack({1700, 63, 1537}), scores);
+        add_attention(harness, dtype, {20, 64}, pack({1536, 129, 1408}), Scores::usual);
       }
       add_attention(harness, dtype, {1, 8}, short_sequences(rng, kManyRows), Scores::usual);
       add_attention(harness, dtype, {2, 64}, pack({0, 0}), Scores::usual);

@@ -97,12 +97,15 @@ void add_model_shapes(Harness& harness) {
 // Enough work to fill a GPU, so that a kernel's largest tiles are chosen; more than a CPU can be asked for.
 void add_large_shapes(Harness& harness) {
   Rng& rng = harness.rng();
-  const Shape shapes[] = {{147, 1280, 3840}, {147, 5120, 1280},  {300, 1280, 1280}, {2050, 264, 3848},
-                          {4100, 640, 1290}, {16400, 136, 1288}, {8192, 256, 2048}};
+  const Shape shapes[] = {{147, 1280, 3840},  {147, 5120, 1280}, {300, 1280, 1280},  {2050, 264, 3848},
+                          {2050, 264, 3872},  {4100, 640, 1290}, {16400, 136, 1288}, {16400, 136, 1312},
+                          {2050, 1280, 1312}, {8192, 256, 2048}};
   for (const Types types : kTypes)
     for (const Shape shape : shapes) {
       add_linear(harness, types, shape, random_epilogue(rng));
       add_linear(harness, types, shape, {.bias = true, .gelu = true});
+      if (types.out == DType::f32)
+        add_linear(harness, types, shape, {.bias = true, .residual = true, .in_place = true});
     }
   for (const Types types : kTypes)
     for (const uint32_t inputs : {16u, 64u}) add_linear(harness, types, {1300, inputs, 2052}, {});

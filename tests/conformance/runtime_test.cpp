@@ -370,15 +370,18 @@ TEST_CASE("profiling gives each operation's time", "[conformance]") {
   const Operation operations[] = {fill(x, 1), fill(shift.weight, 0.5f), shift(x, y), copy(y, x)};
 
   const auto profiled = device->record(operations, {.profile = true});
-  for (int run = 0; run < 2; ++run) {
+  double least[std::size(operations)];
+  std::ranges::fill(least, INFINITY);
+  for (int run = 0; run < 5; ++run) {
     device->wait(device->submit(*profiled));
     const std::vector<double> seconds = profiled->operation_seconds();
     REQUIRE(seconds.size() == std::size(operations));
     for (const double s : seconds) CHECK((s > 0 && s < 10));
     const double sum = std::accumulate(seconds.begin(), seconds.end(), 0.0);
     CHECK(profiled->device_seconds() >= 0.5 * sum);
-    CHECK(seconds[2] > seconds[0]);  // 33 million operations against 65 thousand
+    for (size_t i = 0; i < seconds.size(); ++i) least[i] = std::min(least[i], seconds[i]);
   }
+  CHECK(least[2] > least[0]);  // 33 million operations against 65 thousand; a single run may be interrupted
   const auto plain = device->record(operations);
   device->wait(device->submit(*plain));
   CHECK(plain->operation_seconds().empty());

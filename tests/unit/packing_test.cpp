@@ -2,6 +2,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+#include "model/embedder.h"
+
 namespace turboesm {
 namespace {
 
@@ -20,6 +22,19 @@ TEST_CASE("a batch takes what has max_tokens together, and at least one sequence
   CHECK(batch_size(lengths, next, 9, 8) == 1);
   CHECK(batch_size(lengths, Indices{3, 2}, 99, 8) == 1);
   CHECK(batch_size(lengths, Indices{}, 25, 8) == 0);
+}
+
+TEST_CASE("a device gets batches of its size", "[unit][packing]") {
+  const auto tokens = [](DeviceKind kind, uint64_t gib) {
+    DeviceInfo info;
+    info.kind = kind, info.memory_bytes = gib << 30;
+    return default_max_tokens(info);
+  };
+  CHECK(tokens(DeviceKind::discrete_gpu, 140) == 32768);
+  CHECK(tokens(DeviceKind::discrete_gpu, 24) == 16384);
+  CHECK(tokens(DeviceKind::integrated_gpu, 64) == 8192);
+  CHECK(tokens(DeviceKind::software_gpu, 64) == 2048);
+  CHECK(tokens(DeviceKind::cpu, 64) == 2048);
 }
 
 TEST_CASE("tokens are counted in 64 bits", "[unit][packing]") {

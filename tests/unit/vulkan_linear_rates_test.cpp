@@ -34,10 +34,17 @@ std::string form_of(const std::string& text) {
 }  // namespace
 
 TEST_CASE("every tile of linear layers has a rate, whatever the device", "[unit]") {
+  std::vector<std::string> names;
+  for (const LinearTile& tile : linear_tiles()) names.push_back(tile.name());
+  Linear plain{};
+  plain.rows = plain.inputs = plain.outputs = 64;
+  const size_t matrix_tiles = names.size();
+  for (const ProductTile& tile : product_tiles(plain, Traits{})) names.push_back(tile.name);
+  CHECK(names.size() > matrix_tiles);
   for (const std::string_view device_class : {"nvidia", "amd", "intel", "software", "other"})
-    for (const LinearTile& tile : linear_tiles()) {
-      INFO(device_class << ", " << tile.name());
-      const TileRate* rate = find_rate(device_class, tile.name());
+    for (const std::string& name : names) {
+      INFO(device_class << ", " << name);
+      const TileRate* rate = find_rate(device_class, name);
       REQUIRE(rate);
       CHECK(rate->alone > 0);
       CHECK(rate->busy > 0);
