@@ -111,7 +111,7 @@ constexpr size_t kChain = 36;      // operations of a recording, some five layer
 constexpr struct {
   size_t finalists;
   int rounds;
-} kSweeps[] = {{kFinalists, 3}, {4, 8}};
+} kSweeps[] = {{kFinalists, 3}, {6, 6}, {3, 12}};
 
 // A number that differs from product to product and is the same in every run.
 uint32_t scattered(const Product& p) {
