@@ -46,6 +46,13 @@ bool takes_rows(const KvAttention& a, const Traits& traits) {
          kQuad <= traits.min_subgroup_size;
 }
 
+// Whether it is the faster one, as measured on an H200 (docs/performance.md): not with codes of one bit, nor where all
+// codes have two or four.
+bool prefers_rows(const KvAttention& a) {
+  const auto prefers = [](const KvSide& side) { return side.segments == 2 ? side.bits[1] >= 2 : side.bits[0] == 3; };
+  return prefers(a.format.k) && prefers(a.format.v);
+}
+
 constexpr std::string_view kKvAttentionShaders[2][2][2] = {  // [in rows][rolled][split]
     {{"kv_attention_whole", "kv_attention_split"}, {"kv_attention_whole_rolled", "kv_attention_split_rolled"}},
     {{"kv_attention_rows_whole", "kv_attention_rows_split"},
@@ -217,7 +224,7 @@ Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) 
 }  // namespace
 
 Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
-  return lower_attention(a, traits, takes_rows(a, traits));
+  return lower_attention(a, traits, takes_rows(a, traits) && prefers_rows(a));
 }
 
 std::vector<Variant> kv_variants(const KvAttention& a, const Traits& traits) {
