@@ -47,10 +47,10 @@ bool takes_rows(const KvAttention& a, const Traits& traits) {
 }
 
 // Whether it is the faster one, as measured on an H200 (docs/performance.md): not with codes of one bit, nor where all
-// codes have two or four.
+// codes have two, nor all of V four.
 bool prefers_rows(const KvAttention& a) {
-  const auto prefers = [](const KvSide& side) { return side.segments == 2 ? side.bits[1] >= 2 : side.bits[0] == 3; };
-  return prefers(a.format.k) && prefers(a.format.v);
+  const KvSide &k = a.format.k, &v = a.format.v;
+  return (k.segments == 2 ? k.bits[1] >= 2 : k.bits[0] >= 3) && (v.segments == 2 ? v.bits[1] >= 2 : v.bits[0] == 3);
 }
 
 constexpr std::string_view kKvAttentionShaders[2][2][2] = {  // [in rows][rolled][split]

@@ -1,8 +1,9 @@
-// Which kernel a product takes, by what the device can do and by its shape.
+// Which kernel a product or the attention over a cache takes, by what the device can do, by shape and by format.
 #include <string_view>
 
 #include <catch2/catch_test_macros.hpp>
 
+#include "model/kv_codec.h"
 #include "runtime/vulkan/lower.h"
 
 namespace turboesm::vulkan {
@@ -16,7 +17,27 @@ std::string_view shader_for(const Traits& traits, uint32_t rows, uint32_t inputs
   return lower(Linear{x, weight, {}, {}, y, rows, inputs, outputs}, traits).shader;
 }
 
+// Of attention over a cache of this preset.
+std::string_view shader_for(std::string_view preset, uint32_t head_dim) {
+  KvAttention attention;
+  attention.format = parse_kv_preset(preset).format();
+  attention.sequences = 64, attention.heads = 20, attention.head_dim = head_dim, attention.capacity = 1024;
+  return lower(attention, Traits{.compute_units = 132, .device_class = "nvidia"}).shader;
+}
+
 }  // namespace
+
+TEST_CASE("attention over a cache takes rows of codes where that is faster", "[unit]") {
+  for (const std::string_view preset : {"turbo", "turbo-s", "wht3", "turboesm"}) {
+    INFO(preset);
+    CHECK(shader_for(preset, 64).starts_with("kv_attention_rows"));
+  }
+  for (const std::string_view preset : {"turbo-xs", "turbo-l", "int8", "f16"}) {
+    INFO(preset);
+    CHECK_FALSE(shader_for(preset, 64).starts_with("kv_attention_rows"));
+  }
+  CHECK_FALSE(shader_for("turbo", 24).starts_with("kv_attention_rows"));  // segments of 12 values, no whole units
+}
 
 TEST_CASE("products of few inputs take the kernel for them where it can and there are tiles enough", "[unit]") {
   const Traits able{.max_shared_bytes = 49152, .compute_units = 132, .device_class = "nvidia", .matrix_f16 = true};
