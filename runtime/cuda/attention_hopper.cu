@@ -45,7 +45,7 @@ struct Tiling {
   static constexpr uint32_t kBarriers = 1 + 2 * kStages;
   static constexpr uint32_t kSharedBytes =
       kSwizzleBytes + kConsumers * kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers + 4 * kStages;
-  static_assert(kDim % kPanel == 0 && (kKeys == 64 || kKeys == 128) && kStages >= 3);
+  static_assert(kDim % kPanel == 0 && (kKeys == 64 || (kKeys == 128 && !kHeld)) && kStages >= 3);
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
