@@ -38,6 +38,8 @@ const uint kOwn = kSlots * kValues;                    // dimensions of one invo
 const uint kScores = QUERIES * KEYS;
 const uint kSums = QUERIES * kOwn;
 const uint kFactors = LANES * kValues * KEYS;
+const uint kRowBlock = 4;  // queries scored at a time: chains of sums for the latency of additions; divides QUERIES
+const uint kTogether = 4;  // keys whose values are added to a query's sums at a time; divides LANES
 
 const float kLog2E = 1.44269504089;
 const float kLowest = -1e30;  // below every score; finite, because infinities need not work
@@ -60,14 +62,19 @@ void score_block(uint head, uint first_row, uint key, uint end, inout float scor
         [[unroll]] for (uint i = 0; i < kValues; ++i) factors[(l * kValues + i) * KEYS + j] = values[i];
       }
     }
-    [[unroll]] for (uint r = 0; r < QUERIES; ++r) {
-      const uint at = row_at(min(first_row + r, end - 1), head) + c + gl_SubgroupInvocationID;
-      const vec4 values = widen(Longs(q).at[at]);
+    [[unroll]] for (uint first = 0; first < QUERIES; first += kRowBlock) {
+      vec4 values[kRowBlock];
+      [[unroll]] for (uint r = 0; r < kRowBlock; ++r) {
+        values[r] = widen(Longs(q).at[row_at(min(first_row + first + r, end - 1), head) + c + gl_SubgroupInvocationID]);
+      }
       [[unroll]] for (uint l = 0; l < LANES; ++l) {
         [[unroll]] for (uint i = 0; i < kValues; ++i) {
-          const float factor = subgroupBroadcast(values[i], l);
-          [[unroll]] for (uint j = 0; j < KEYS; ++j) {
-            scores[r * KEYS + j] = fma(factor, factors[(l * kValues + i) * KEYS + j], scores[r * KEYS + j]);
+          [[unroll]] for (uint r = 0; r < kRowBlock; ++r) {
+            const float factor = subgroupBroadcast(values[r][i], l);
+            [[unroll]] for (uint j = 0; j < KEYS; ++j) {
+              const uint at = (first + r) * KEYS + j;
+              scores[at] = fma(factor, factors[(l * kValues + i) * KEYS + j], scores[at]);
+            }
           }
         }
       }
@@ -79,7 +86,7 @@ void score_block(uint head, uint first_row, uint key, uint end, inout float scor
 // `largest` to the highest of them, and brings what was summed before into line. weight_sum is of own keys alone.
 void weigh_block(uint count, inout float scores[kScores], inout float largest[QUERIES],
                  inout float weight_sum[QUERIES], inout float sums[kSums]) {
-  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
+  [[unroll]] for (uint r = 0; r < QUERIES; ++r) {
     float own[KEYS];
     float highest = kLowest;
     [[unroll]] for (uint j = 0; j < KEYS; ++j) {
@@ -103,19 +110,22 @@ void weigh_block(uint count, inout float scores[kScores], inout float largest[QU
 }
 
 void add_values(uint head, uint key, uint end, float weights[kScores], inout float sums[kSums]) {
-  [[dont_unroll]] for (uint j = 0; j < KEYS; ++j) {
-    if (key + j * LANES >= end) break;
-    [[unroll]] for (uint l = 0; l < LANES; ++l) {
-      const uint at = row_at(min(key + j * LANES + l, end - 1), head);
-      float values[kOwn];
-      [[unroll]] for (uint s = 0; s < kSlots; ++s) {
-        const vec4 four = widen(Longs(v).at[at + gl_SubgroupInvocationID + s * LANES]);
-        [[unroll]] for (uint i = 0; i < kValues; ++i) values[s * kValues + i] = four[i];
+  [[unroll]] for (uint j = 0; j < KEYS; ++j) {
+    [[unroll]] for (uint first = 0; first < LANES; first += kTogether) {
+      float values[kTogether * kOwn];
+      [[unroll]] for (uint l = 0; l < kTogether; ++l) {
+        const uint at = row_at(min(key + j * LANES + first + l, end - 1), head);
+        [[unroll]] for (uint s = 0; s < kSlots; ++s) {
+          const vec4 four = widen(Longs(v).at[at + gl_SubgroupInvocationID + s * LANES]);
+          [[unroll]] for (uint i = 0; i < kValues; ++i) values[l * kOwn + s * kValues + i] = four[i];
+        }
       }
       [[unroll]] for (uint r = 0; r < QUERIES; ++r) {
-        const float weight = subgroupBroadcast(weights[r * KEYS + j], l);
-        [[unroll]] for (uint i = 0; i < kOwn; ++i) {
-          sums[r * kOwn + i] = fma(weight, values[i], sums[r * kOwn + i]);
+        [[unroll]] for (uint l = 0; l < kTogether; ++l) {
+          const float weight = subgroupBroadcast(weights[r * KEYS + j], first + l);
+          [[unroll]] for (uint i = 0; i < kOwn; ++i) {
+            sums[r * kOwn + i] = fma(weight, values[l * kOwn + i], sums[r * kOwn + i]);
+          }
         }
       }
     }
@@ -141,8 +151,8 @@ void main() {
     weigh_block(end - key, scores, largest, weight_sum, sums);
     add_values(head, key, end, scores, sums);
   }
-  [[dont_unroll]] for (uint r = 0; r < QUERIES; ++r) {
-    if (first_row + r >= end) break;
+  [[unroll]] for (uint r = 0; r < QUERIES; ++r) {
+    if (first_row + r >= end) return;
     float sum = 0.0;
     [[unroll]] for (uint l = 0; l < LANES; ++l) sum += subgroupBroadcast(weight_sum[r], l);
     const uint at = ((first_row + r) * heads + head) * HEAD_DIM;

@@ -228,7 +228,7 @@ Dispatch lower_one(const Attention& a, const Traits& traits) {
   const Push push{address_of(a.q),          address_of(a.k),   address_of(a.v),
                   address_of(a.cu_seqlens), address_of(a.out), a.heads};
   if (takes_direct(a.q.dtype, a.head_dim, traits)) {
-    const uint32_t queries = std::clamp(1024 / a.head_dim, 4u, 16u) / (size_of(a.q.dtype) == 2 ? 2 : 1);
+    const uint32_t queries = std::clamp(512 / a.head_dim, 4u, 8u);
     constexpr uint32_t kKeys = 4;  // of an invocation
     return dispatch("attention_direct",
                     {traits.subgroup_size, id_of(a.q.dtype), a.head_dim, queries, kKeys, id_of(a.out.dtype)},
