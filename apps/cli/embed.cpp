@@ -166,7 +166,8 @@ void add_embed(CLI::App& app) {
       ->add_option("--overlong", o->overlong, "What happens to longer sequences: truncate or skip; both are reported")
       ->check(CLI::IsMember({"truncate", "skip"}))
       ->capture_default_str();
-  command->add_option("--max-tokens", o->embed.max_tokens, "Tokens of one batch (default: by device, 2048 to 32768)")->type_name("N");
+  command->add_option("--max-tokens", o->embed.max_tokens, "Tokens of one batch (default: by device, 2048 to 32768)")
+      ->type_name("N");
   o->common.add_usual(*command);
   o->common.add_profile(*command);
   command->callback([o] { run(*o); });

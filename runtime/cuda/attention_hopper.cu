@@ -159,7 +159,7 @@ __device__ __forceinline__ void start_scores(float (&scores)[Tile::kKeys / 2], c
     const uint32_t panel = step / 4, within = step % 4 * 32;  // bytes
     const uint64_t keys = matrix(k + panel * Tile::kKeys * 128 + within, 16);
     if constexpr (Tile::kHeld)
-      multiply_held<T>(scores, q.held[step], keys, step);
+      multiply_held<T, false>(scores, q.held[step], keys, step);
     else
       multiply<T>(scores, matrix(q.shared + panel * kRows * 128 + within, 16), keys, step);
   }
@@ -172,7 +172,7 @@ __device__ __forceinline__ void start_values(float (&sum)[Tile::kDim / 2], const
                                              uint32_t v) {
 #pragma unroll
   for (uint32_t step = 0; step < Tile::kKeys / 16; ++step)
-    multiply_add<T>(sum, p[step], matrix(v + step * 16 * 128, Tile::kKeys * 128));
+    multiply_held<T, true>(sum, p[step], matrix(v + step * 16 * 128, Tile::kKeys * 128), 1);
   end_products();
 }
 

@@ -123,55 +123,31 @@ __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b,
     TURBOESM_SHARED_128("bf16");
 }
 
-// d += a b; a [64, 16] in registers, b [16, columns] in shared memory.
-#define TURBOESM_REGISTERS_64(TYPE)                                                                                    \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE \
-               " {" TURBOESM_NAMES_32 "}, {%32, %33, %34, %35}, %36, add, 1, 1, 1;\n}\n"                               \
-               : TURBOESM_32(d, 0)                                                                                     \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define TURBOESM_REGISTERS_128(TYPE)                                                                           \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE \
-               "." TYPE " {" TURBOESM_NAMES_64 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}\n"              \
-               : TURBOESM_32(d, 0), TURBOESM_32(d, 32)                                                         \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+// d = a b, or d += a b where `add` is not 0; a [64, 16] in registers, b in shared memory: [16, columns] where it runs
+// `across` the sum, else [columns, 16]^T.
+#define TURBOESM_REGISTERS_64(TYPE)                                                                             \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE \
+               "." TYPE " {" TURBOESM_NAMES_32 "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"             \
+               : TURBOESM_32(d, 0)                                                                              \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(across)))
+#define TURBOESM_REGISTERS_128(TYPE)                                                                             \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE \
+               "." TYPE " {" TURBOESM_NAMES_64 "}, {%64, %65, %66, %67}, %68, add, 1, 1, %70;\n}\n"              \
+               : TURBOESM_32(d, 0), TURBOESM_32(d, 32)                                                           \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(across)))
+template <class T, bool across>
+__device__ __forceinline__ void multiply_held(float (&d)[32], const uint32_t (&a)[4], uint64_t b, uint32_t add) {
   if constexpr (std::is_same_v<T, __half>)
     TURBOESM_REGISTERS_64("f16");
   else
     TURBOESM_REGISTERS_64("bf16");
 }
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+template <class T, bool across>
+__device__ __forceinline__ void multiply_held(float (&d)[64], const uint32_t (&a)[4], uint64_t b, uint32_t add) {
   if constexpr (std::is_same_v<T, __half>)
     TURBOESM_REGISTERS_128("f16");
   else
     TURBOESM_REGISTERS_128("bf16");
-}
-// d = a b^T, or d += a b^T where `add` is not 0; a [64, 16] in registers, b [columns, 16] in shared memory.
-#define TURBOESM_HELD_64(TYPE)                                                                                  \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE \
-               "." TYPE " {" TURBOESM_NAMES_32 "}, {%32, %33, %34, %35}, %36, add, 1, 1, 0;\n}\n"               \
-               : TURBOESM_32(d, 0)                                                                              \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
-#define TURBOESM_HELD_128(TYPE)                                                                                  \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE \
-               "." TYPE " {" TURBOESM_NAMES_64 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 0;\n}\n"                \
-               : TURBOESM_32(d, 0), TURBOESM_32(d, 32)                                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
-template <class T>
-__device__ __forceinline__ void multiply_held(float (&d)[32], const uint32_t (&a)[4], uint64_t b, uint32_t add) {
-  if constexpr (std::is_same_v<T, __half>)
-    TURBOESM_HELD_64("f16");
-  else
-    TURBOESM_HELD_64("bf16");
-}
-template <class T>
-__device__ __forceinline__ void multiply_held(float (&d)[64], const uint32_t (&a)[4], uint64_t b, uint32_t add) {
-  if constexpr (std::is_same_v<T, __half>)
-    TURBOESM_HELD_128("f16");
-  else
-    TURBOESM_HELD_128("bf16");
 }
 #undef TURBOESM_8
 #undef TURBOESM_32
@@ -181,8 +157,6 @@ __device__ __forceinline__ void multiply_held(float (&d)[64], const uint32_t (&a
 #undef TURBOESM_SHARED_128
 #undef TURBOESM_REGISTERS_64
 #undef TURBOESM_REGISTERS_128
-#undef TURBOESM_HELD_64
-#undef TURBOESM_HELD_128
 
 // ---- On the host ----------------------------------------------------------------------------------------------------
 

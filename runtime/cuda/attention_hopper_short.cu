@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   begin_products();
 #pragma unroll
   for (uint32_t step = 0; step < kHalf / 16; ++step)
-    multiply_add<T>(sums, p[step], matrix(v + (first_key + step * 16) * 128, kKeys * 128));
+    multiply_held<T, true>(sums, p[step], matrix(v + (first_key + step * 16) * 128, kKeys * 128), 1);
   end_products();
   wait_for_products<0>();
   pin(sums);

@@ -56,9 +56,8 @@ __device__ __forceinline__ uint64_t place(const Epilogue& e, uint32_t row, uint3
 }
 
 __device__ __forceinline__ uint32_t pack(float low, float high, bool f16) {
-  const __half2 half = __floats2half2_rn(low, high);
-  const __nv_bfloat162 bfloat = __floats2bfloat162_rn(low, high);
-  return f16 ? reinterpret_cast<const uint32_t&>(half) : reinterpret_cast<const uint32_t&>(bfloat);
+  const uint32_t half = pack_pair<__half>(low, high), bfloat = pack_pair<__nv_bfloat16>(low, high);
+  return f16 ? half : bfloat;
 }
 __device__ __forceinline__ void store_narrow(const Epilogue& e, uint64_t at, float4 z) {
   const bool f16 = e.y_dtype == DType::f16;

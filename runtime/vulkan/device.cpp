@@ -181,7 +181,7 @@ void compile(uint32_t index, const DeviceOptions& options, std::span<const Opera
     check(operation);
     dispatches.push_back(lower(operation, physical.traits));
   }
-  pipelines.prepare(dispatches);
+  pipelines.get(dispatches);
   instance.raise_validation_messages();
 }
 

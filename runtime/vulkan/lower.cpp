@@ -62,11 +62,12 @@ struct PlainTile {
   std::string name() const { return fmt::format("plain {}x{}x{}", bm, bn, bk); }
 };
 // All sum in the same order.
-constexpr PlainTile kFewRows{16, 64, 64, 2, 2};  // not to compute 64 rows where there are 16
-constexpr PlainTile kSmallTile{64, 64, 32, 4, 4};
-constexpr PlainTile kLargeTile{128, 128, 16, 8, 8};  // more products per shared load, once there is work for everyone
-constexpr PlainTile kFewInvocations{32, 64, 16, 8, 8};  // a software driver pays for each that a barrier waits for
-constexpr PlainTile kPlainTiles[] = {kFewRows, kSmallTile, kLargeTile, kFewInvocations};
+constexpr PlainTile kPlainTiles[] = {
+    {16, 64, 64, 2, 2},  // not to compute 64 rows where there are 16
+    {64, 64, 32, 4, 4},
+    {128, 128, 16, 8, 8},  // more products per shared load, once there is work for everyone
+    {32, 64, 16, 8, 8},    // few invocations: a software driver pays for each that a barrier waits for
+};
 static_assert(std::ranges::all_of(kPlainTiles, [](const PlainTile& tile) {
   return tile.threads() <= 256 && tile.shared_bytes() <= 32768;
 }));

@@ -76,29 +76,31 @@ void Pipelines::save() const {
   write_pipeline_file(file_, data);
 }
 
-Pipelines::Key Pipelines::key_of(const Dispatch& dispatch) {
-  return {std::string(dispatch.shader), dispatch.constants, dispatch.subgroup_size};
-}
-
-void Pipelines::prepare(std::span<const Dispatch> dispatches) {
-  std::map<Key, OwnedPipeline> missing;
+std::vector<VkPipeline> Pipelines::get(std::span<const Dispatch> dispatches) {
+  std::map<Key, OwnedPipeline> missing;  // whose entries stay where they are when they are merged
+  std::vector<const OwnedPipeline*> of_dispatches;
   for (const Dispatch& dispatch : dispatches) {
+    of_dispatches.push_back(nullptr);
     if (is_empty(dispatch)) continue;
-    Key key = key_of(dispatch);
-    if (!pipelines_.contains(key)) missing.try_emplace(std::move(key));
+    Key key{std::string(dispatch.shader), dispatch.constants, dispatch.subgroup_size};
+    const auto found = pipelines_.find(key);
+    of_dispatches.back() =
+        found != pipelines_.end() ? &found->second : &missing.try_emplace(std::move(key)).first->second;
   }
-  if (missing.empty()) return;
-  std::vector<std::pair<const Key, OwnedPipeline>*> entries;
-  for (auto& entry : missing) entries.push_back(&entry);
-  cpu::ThreadPool threads(
-      uint32_t(std::min<size_t>(entries.size(), std::max(std::thread::hardware_concurrency(), 1u))));
-  threads.for_each(entries.size(), 1, [&](uint64_t begin, uint64_t end) {
-    for (uint64_t i = begin; i < end; ++i) entries[i]->second = compile(entries[i]->first);
-  });
-  pipelines_.merge(missing);
+  if (!missing.empty()) {
+    std::vector<std::pair<const Key, OwnedPipeline>*> entries;
+    for (auto& entry : missing) entries.push_back(&entry);
+    cpu::ThreadPool threads(
+        uint32_t(std::min<size_t>(entries.size(), std::max(std::thread::hardware_concurrency(), 1u))));
+    threads.for_each(entries.size(), 1, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t i = begin; i < end; ++i) entries[i]->second = compile(entries[i]->first);
+    });
+    pipelines_.merge(missing);
+  }
+  std::vector<VkPipeline> pipelines;
+  for (const OwnedPipeline* pipeline : of_dispatches) pipelines.push_back(pipeline ? pipeline->get() : VK_NULL_HANDLE);
+  return pipelines;
 }
-
-VkPipeline Pipelines::get(const Dispatch& dispatch) const { return pipelines_.at(key_of(dispatch)).get(); }
 
 OwnedPipeline Pipelines::compile(const Key& key) const {
   const Traits& traits = physical_.traits;

@@ -12,7 +12,7 @@
 
 namespace turboesm::vulkan {
 
-// Every compute pipeline of one device, made by prepare() and kept until the device is closed. All of them have
+// Every compute pipeline of one device, made when first asked for and kept until the device is closed. All of them have
 // one layout: 128 bytes of push constants (which hold buffer addresses) and no descriptor sets.
 class Pipelines {
  public:
@@ -26,12 +26,10 @@ class Pipelines {
 
   VkPipelineLayout layout() const { return layout_.get(); }
 
-  // Compiles what these dispatches need and is not there yet, on all cores: a driver takes up to a second for a kernel
-  // of matrix products. Throws Error(device) when there is no such shader, the device lacks the subgroup size that a
-  // dispatch requires, or the driver does not compile it.
-  void prepare(std::span<const Dispatch> dispatches);
-
-  VkPipeline get(const Dispatch& dispatch) const;  // after prepare()
+  // The pipeline of each dispatch, null for those that are empty. What is missing is compiled on all cores: a driver
+  // takes up to a second for a kernel of matrix products. Throws Error(device) when there is no such shader, the device
+  // lacks the subgroup size that a dispatch requires, or the driver does not compile it.
+  std::vector<VkPipeline> get(std::span<const Dispatch> dispatches);
 
  private:
   struct Key {
@@ -40,7 +38,6 @@ class Pipelines {
     uint32_t subgroup_size;
     auto operator<=>(const Key&) const = default;
   };
-  static Key key_of(const Dispatch& dispatch);
   OwnedPipeline compile(const Key& key) const;
   void save() const;
 

@@ -42,7 +42,7 @@ void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> op
   std::vector<Dispatch> dispatches(by.begin(), by.end());
   if (by.empty())
     for (const Operation& operation : operations) dispatches.push_back(choose(operation));
-  pipelines.prepare(dispatches);
+  const std::vector<VkPipeline> of_dispatches = pipelines.get(dispatches);
 
   HazardTracker hazards;
   VkPipeline bound = VK_NULL_HANDLE;
@@ -55,7 +55,7 @@ void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> op
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
     const bool conflict = hazards.needs_barrier_before(accesses);
     if (conflict || options_.profile) memory_barrier(device_, commands_.get(), kCompute, kCompute);
-    record_dispatch(pipelines, dispatch, bound);
+    if (of_dispatches[i]) record_dispatch(pipelines.layout(), of_dispatches[i], dispatch, bound);
     if (options_.profile) write_timestamp();
   }
   if (!options_.profile) write_timestamp();
@@ -69,15 +69,14 @@ Dispatch VulkanRecording::choose(const Operation& operation) const {
   return lower(operation, physical_.traits);
 }
 
-void VulkanRecording::record_dispatch(const Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound) {
-  if (is_empty(dispatch)) return;
+void VulkanRecording::record_dispatch(VkPipelineLayout layout, VkPipeline pipeline, const Dispatch& dispatch,
+                                      VkPipeline& bound) {
   const auto [x, y, z] = dispatch.groups;
-  const VkPipeline pipeline = pipelines.get(dispatch);
   const VkCommandBuffer commands = commands_.get();
   if (pipeline != bound) device_.vk.vkCmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
   bound = pipeline;
   if (dispatch.push_bytes > 0)
-    device_.vk.vkCmdPushConstants(commands, pipelines.layout(), VK_SHADER_STAGE_COMPUTE_BIT, 0, dispatch.push_bytes,
+    device_.vk.vkCmdPushConstants(commands, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, dispatch.push_bytes,
                                   dispatch.push.data());
   device_.vk.vkCmdDispatch(commands, x, y, z);
 }

@@ -13,7 +13,7 @@ namespace turboesm::vulkan {
 class VulkanRecording final : public Recording {
  public:
   // The operations' buffers are this device's. `by`, where it is not empty, has the dispatch that computes each of
-  // them. Throws what check(), lower() and Pipelines::prepare() throw.
+  // them. Throws what check(), lower() and Pipelines::get() throw.
   VulkanRecording(const PhysicalDevice& physical, const LogicalDevice& device, Pipelines& pipelines, Queue& queue,
                   std::span<const Operation> operations, const RecordOptions& options,
                   std::span<const Dispatch> by = {});
@@ -27,7 +27,7 @@ class VulkanRecording final : public Recording {
  private:
   void record(Pipelines& pipelines, std::span<const Operation> operations, std::span<const Dispatch> by);
   Dispatch choose(const Operation& operation) const;
-  void record_dispatch(const Pipelines& pipelines, const Dispatch& dispatch, VkPipeline& bound);
+  void record_dispatch(VkPipelineLayout layout, VkPipeline pipeline, const Dispatch& dispatch, VkPipeline& bound);
   void write_timestamp();                  // the next one, when all that was recorded before has finished
   std::vector<double> timestamps() const;  // seconds, of the last completed submission; empty before the first
 

@@ -59,8 +59,7 @@ class Measurement {
   std::string fitted(std::string_view device_class, std::string_view command, std::string_view device) const {
     const RatesFit fit = fit_rates(times_);
     LinearRates rates{device_class, fit.launch, {}};
-    for (size_t i = 0; i < std::min(names_.size(), rates.tiles.size()); ++i)
-      rates.tiles[i] = {names_[i], fit.rates[i].alone, fit.rates[i].busy};
+    for (size_t i = 0; i < names_.size(); ++i) rates.tiles[i] = {names_[i], fit.rates[i].alone, fit.rates[i].busy};
     std::string about = fmt::format("{}: within {:.1f} % (root mean square) of {} times", device, 100 * fit.error,
                                     times_.size() * times_[0].size());
     for (const auto& [dtype, first, end] : dtypes_)
