@@ -104,7 +104,7 @@ float projected_value(uint i) {
 // From memory to registers. `block` is the address of a block's first word; words[at] is the first to fill.
 
 void load_units(uvec2 block, uint segment_at, uint n, uint bits, uint units, uint at) {
-  CacheWords source = words_at(block, (place * PARTS / TOKENS + part) * units);
+  ReadWords source = words_at(block, (place * PARTS / TOKENS + part) * units);
   UNROLL for (uint u = 0; u < units; ++u) {
     UNROLL for (uint w = 0; w < bits; ++w) words[at + u * bits + w] = source.at[segment_at + w * n + u];
   }
@@ -116,7 +116,7 @@ uint number_words(uint bits) { return TOKENS * bits > 32 ? TOKENS * bits / 32 : 
 void load_keys(uvec2 block) {
   load_units(block, 0, K_N, K_BITS_0, kKUnits, 0);
   if (K_SEGMENTS == 2) load_units(block, K_N * K_BITS_0, K_N, K_BITS_1, kKUnits, kKUnits * K_BITS_0);
-  CacheWords scales = words_at(block, kv_scale_word(K_SCALE_BITS, place));
+  ReadWords scales = words_at(block, kv_scale_word(K_SCALE_BITS, place));
   UNROLL for (uint s = 0; s < K_SEGMENTS; ++s) {
     UNROLL for (uint i = 0; i < number_words(K_SCALE_BITS); ++i) {
       k_numbers[s * kMostNumberWords + i] = scales.at[k_scales_at() + s * K_SCALE_BITS + i];
@@ -124,7 +124,7 @@ void load_keys(uvec2 block) {
   }
   if (QJL != 0) {
     load_units(block, signs_at(), HEAD_DIM, 1, kSignUnits, kSignsAt);
-    CacheWords norms = words_at(block, kv_scale_word(16, place));
+    ReadWords norms = words_at(block, kv_scale_word(16, place));
     UNROLL for (uint i = 0; i < number_words(16); ++i) norm_numbers[i] = norms.at[signs_at() + HEAD_DIM + i];
   }
 }
@@ -142,7 +142,7 @@ void load_values(uvec2 block) {
   load_units(block, k_block_words(), V_N, V_BITS_0, kVUnits, kKWords);
   if (V_SEGMENTS == 2)
     load_units(block, k_block_words() + V_N * V_BITS_0, V_N, V_BITS_1, kVUnits, kKWords + kVUnits * V_BITS_0);
-  CacheWords scales = words_at(block, kv_scale_word(V_SCALE_BITS, place));
+  ReadWords scales = words_at(block, kv_scale_word(V_SCALE_BITS, place));
   UNROLL for (uint s = 0; s < V_SEGMENTS; ++s) {
     UNROLL for (uint i = 0; i < number_words(V_SCALE_BITS); ++i) {
       v_numbers[s * kMostNumberWords + i] = scales.at[v_scales_at() + s * V_SCALE_BITS + i];
@@ -167,7 +167,7 @@ float v_scale(uint segment, uint t) {
 }
 
 // Fours of a unit of codes: byte j of plane k of word w is element w x (32 / field) + j x (8 / field) + k.
-void unpack_codes(uint bits, uint book_at, uint at) {
+void unpack_codes(uint bits, uint table, uint at) {
   const uint field = bits == 3 ? 4 : bits;  // 3-bit codes lie in the nibbles of four words
   const uint all = ((1u << bits) - 1) * 0x01010101u;
   UNROLL for (uint w = 0; w < field; ++w) {
@@ -178,15 +178,15 @@ void unpack_codes(uint bits, uint book_at, uint at) {
     UNROLL for (uint k = 0; k < 8 / field; ++k) {
       const uint plane = word >> (field * k) & all;
       UNROLL for (uint j = 0; j < 4; ++j) {
-        unit_values[w * (32 / field) + j * (8 / field) + k] = book[book_at + (plane >> (8 * j) & 0xffu)];
+        unit_values[w * (32 / field) + j * (8 / field) + k] = book[table][plane >> (8 * j) & 0xffu];
       }
     }
   }
 }
 
 // The 32 values of the unit whose first word is words[at], to unit_values.
-void unpack_unit(uint bits, uint book_at, uint at) {
-  if (bits <= 4) unpack_codes(bits, book_at, at);
+void unpack_unit(uint bits, uint table, uint at) {
+  if (bits <= 4) unpack_codes(bits, table, at);
   if (bits < 8) return;
   UNROLL for (uint w = 0; w < bits; ++w) {
     const uint word = words[at + w];
@@ -209,7 +209,7 @@ void score_segment(uint segment, uint bits, uint at, inout float scores[kScores]
   float dots[2 * kScores];  // two sums each, so that an fma does not wait for the one before
   UNROLL for (uint i = 0; i < 2 * kScores; ++i) dots[i] = 0.0;
   UNROLL for (uint u = 0; u < kKUnits; ++u) {
-    unpack_unit(bits, 16 * segment, at + u * bits);
+    unpack_unit(bits, segment, at + u * bits);
     UNROLL for (uint e = 0; e < 32; ++e) {
       const uint t = (32 * u + e) / kKValues, i = segment * kKValues + (32 * u + e) % kKValues;
       UNROLL for (uint r = 0; r < QUERIES; ++r) {
@@ -277,7 +277,7 @@ void add_segment(uint segment, uint bits, uint at, uint counted, float weights[k
     weights[i] = i % TOKENS < counted ? weights[i] * v_scale(segment, i % TOKENS) : 0.0;
   }
   UNROLL for (uint u = 0; u < kVUnits; ++u) {
-    unpack_unit(bits, 32 + 16 * segment, at + u * bits);
+    unpack_unit(bits, 2 + segment, at + u * bits);
     UNROLL for (uint e = 0; e < 32; ++e) {
       const uint t = (32 * u + e) / kVValues, i = segment * kVValues + (32 * u + e) % kVValues;
       const float value = bits < 16 || TOKENS == 1 || t < counted ? unit_values[e] : 0.0;  // and so may be a float
@@ -297,9 +297,7 @@ void add_values(uint counted, float weights[kScores]) {
 void attend(uint first, uint end, uint length) {
   const uint block_words = k_block_words() + v_block_words();
   const uint slot = gl_LocalInvocationID.x / kInvocations;
-  uint high, low;
-  umulExtended((sequence * gl_NumWorkGroups.x + head) * blocks + first + slot, 4 * block_words, high, low);
-  uvec2 block = advance(cache, low) + uvec2(0, high);
+  uvec2 block = advance(cache, (sequence * gl_NumWorkGroups.x + head) * blocks + first + slot, 4 * block_words);
   uint index = first + slot, token = index * KV_BLOCK + place;
   if (index < end) {
     load_keys(block);
@@ -310,10 +308,12 @@ void attend(uint first, uint end, uint length) {
     if (token < length) load_biases(token);
     score_tokens(scores);
     UNROLL for (uint i = 0; i < kScores; ++i) {
-      UNROLL for (uint step = 1; step < PARTS; step *= 2) scores[i] += subgroupShuffleXor(scores[i], step);
+      UNROLL for (uint bit = 0; bit < 5; ++bit) {
+        if (1u << bit < PARTS) scores[i] += subgroupShuffleXor(scores[i], 1u << bit);
+      }
       if ((FLAGS & HAS_BIAS) != 0) scores[i] += biases[i];
     }
-    block = advance(block, 4 * kBlocksAtOnce * block_words);
+    block = advance(block, kBlocksAtOnce, 4 * block_words);
     index += kBlocksAtOnce;
     if (index < end) load_keys(block);
     weigh(token, length, scores);
@@ -332,7 +332,7 @@ void prepare() {
   if (K_BITS_0 <= 4)
     load_book(k_codebook, (FLAGS & K_CODEBOOK_OF_HEAD) != 0, K_SEGMENTS, K_BITS_0, K_BITS_1, 0);
   if (V_BITS_0 <= 4)
-    load_book(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 32);
+    load_book(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 2);
   if (kHoldsQueries) {
     load_queries();
   } else {

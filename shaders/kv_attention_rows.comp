@@ -13,8 +13,10 @@
 // steps, so that each invocation ends with the score of one token, whose softmax it computes.
 //
 // What bounds it: a code costs a lookup of its centroid in shared memory, 32 of which a multiprocessor does in a cycle
-// at most, two integer operations that make its address, and one fma for each query. Entries of a table lie in different
-// banks, so that lookups never conflict. Codes of 1 or 2 bits are looked up in pairs.
+// at most, two integer operations that make its address, and one fma for each query. A table's entries lie in different
+// banks, so that lookups never conflict. Codes of 1 or 2 bits are looked up in pairs. The loop has little besides: what
+// it loads is found by 32-bit indices from one address, and is loaded in every round, since a condition would cost
+// copies of registers; and nothing is computed from it before the next round, for that would wait for memory.
 //
 // The largest score is followed loosely: sums shrink only when a score is more than SLACK above what they are relative
 // to, which is rare, for fp32 keeps its precision over such a range.
@@ -34,7 +36,7 @@ const uint kVUnits = V_N / kUnit;
 const uint kUnits = HEAD_DIM / kUnit;
 const uint kHeldProjected = QJL != 0 ? QUERIES * kValues : 1;
 
-shared vec2 pair_book[64];  // of two codes of 1 or 2 bits, the first in the low bits: 16 of each segment of K, then of V
+shared vec2 pair_book[4][16];  // of two codes of 1 or 2 bits, the first in the low bits; as book
 
 float held_q[QUERIES * kValues];  // [query][value], in units of log 2
 float held_projected[kHeldProjected];
@@ -42,20 +44,25 @@ uint k_words[kQuad * kUnits];  // [segment][token][unit]
 uint v_words[kQuad * kUnits];
 uint signs[QJL != 0 ? kQuad * kUnits : 1];  // [token][unit]
 uint k_numbers[2], v_numbers[2], norm_number;  // words with the own token's scales and norm
-float biases[QUERIES];                         // of the own token
+float biases[QUERIES];                         // of the own token, as they are in memory
 float row[kRow];                               // centroids of the row in hand
+
+uvec2 cached;                    // the address of the first block of this head of this sequence
+uint fourth_shift, fourth_bits;  // of this part's words, for the fourth word of 3-bit codes
 
 // The value in all that is number j of a part's.
 uint summed_value(uint of_part, uint j) { return j / kRow * kUnit + of_part * kRow + j % kRow; }
 
-void load_pairs(Words codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint at) {
+void load_pairs(ReadWords codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint table) {
   const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
   const uint first = of_head ? head * size : 0;
-  for (uint i = gl_LocalInvocationID.x; i < 16 * segments; i += THREADS) {
-    const uint codes = i % 16, bits = i < 16 ? bits_0 : bits_1, base = first + (i < 16 ? 0 : second);
-    if (bits > 2 || codes >> 2 * bits != 0) continue;
-    const uvec2 pair = uvec2(codebook.at[base + (codes & (1u << bits) - 1)], codebook.at[base + (codes >> bits)]);
-    pair_book[at + i] = uintBitsToFloat(pair);
+  UNROLL for (uint base = 0; base < 16 * segments; base += THREADS) {
+    const uint i = base + gl_LocalInvocationID.x, codes = i % 16, bits = i < 16 ? bits_0 : bits_1;
+    if (i < 16 * segments && bits <= 2 && codes >> 2 * bits == 0) {
+      const uint at = first + (i < 16 ? 0 : second);
+      const uvec2 pair = uvec2(codebook.at[at + (codes & (1u << bits) - 1)], codebook.at[at + (codes >> bits)]);
+      pair_book[table + i / 16][codes] = uintBitsToFloat(pair);
+    }
   }
 }
 
@@ -63,10 +70,12 @@ void prepare() {
   const uint within = gl_LocalInvocationID.x % kInvocations;
   part = within % kQuad;
   place = within / kQuad * kQuad;
+  fourth_shift = 3 - part;
+  fourth_bits = part < 3 ? 0x11111111u << part : 0;
   load_book(k_codebook, (FLAGS & K_CODEBOOK_OF_HEAD) != 0, K_SEGMENTS, K_BITS_0, K_BITS_1, 0);
-  load_book(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 32);
+  load_book(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 2);
   load_pairs(k_codebook, (FLAGS & K_CODEBOOK_OF_HEAD) != 0, K_SEGMENTS, K_BITS_0, K_BITS_1, 0);
-  load_pairs(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 32);
+  load_pairs(v_codebook, (FLAGS & V_CODEBOOK_OF_HEAD) != 0, V_SEGMENTS, V_BITS_0, V_BITS_1, 2);
   UNROLL for (uint i = 0; i < QUERIES * kValues; i += 4) {
     const uint at = row_of(i / kValues) * HEAD_DIM + summed_value(part, i % kValues);
     const vec4 values = load4(q, DTYPE_F32, at) * kLog2E;
@@ -75,73 +84,79 @@ void prepare() {
     const vec4 others = load4(projected, DTYPE_F32, at) * kLog2E;
     UNROLL for (uint c = 0; c < 4; ++c) held_projected[i + c] = others[c];
   }
-  UNROLL for (uint i = 0; i < kQuad * kUnits; ++i) k_words[i] = v_words[i] = 0;
 }
 
-// From memory to registers. `block` is the address of a block's first word.
+// From memory to registers. `block` is the number of a block of this head of this sequence.
+
+const uint kQuadWords = 4;  // words that one load brings
 
 uint own_token() { return place + part; }
+
+// A multiple of kQuadWords, as is what lies before each part of a block.
+uint block_words() { return k_block_words() + v_block_words(); }
 
 // The word of a unit, and the first of its bits, that this part's codes begin with.
 uint row_word(uint bits) { return bits == 4 ? part : bits == 3 ? min(part, 2) : bits == 2 ? part / 2 : 0; }
 uint row_shift(uint bits) { return bits == 2 ? 16 * (part % 2) : bits == 1 ? kRow * part : 0; }
 
-// Where the words of this invocation's tokens begin in word `w` of the units of a segment.
-uvec2 tokens_at(uvec2 block, uint segment_at, uint w, uint units) {
-  return advance(block, 4 * (segment_at + (w * KV_BLOCK + place) * units));
+// Where the words of this invocation's tokens begin in word `w` of the units of a segment, in fours of words.
+uint tokens_at(uint block, uint segment_at, uint w, uint units) {
+  return block * (block_words() / kQuadWords) + (segment_at + (w * KV_BLOCK + place) * units) / kQuadWords;
 }
 
-void load_k_segment(uvec2 block, uint segment, uint bits) {
-  WordQuads source = WordQuads(tokens_at(block, kv_codes_at(K_N, K_BITS_0, segment), row_word(bits), kKUnits));
+// The word at `at` of a block that holds the own token's number among those of `bits` bits that begin there.
+uint number_at(uint block, uint at, uint bits) {
+  return ReadWords(cached).at[block * block_words() + kv_scale_word(bits, own_token()) + at];
+}
+
+void load_k_segment(uint block, uint segment, uint bits) {
+  const uint at = tokens_at(block, kv_codes_at(K_N, K_BITS_0, segment), row_word(bits), kKUnits);
   UNROLL for (uint i = 0; i < kKUnits; ++i) {
-    const uvec4 four = source.at[i];
+    const uvec4 four = ReadQuads(cached).at[at + i];
     UNROLL for (uint c = 0; c < 4; ++c) k_words[segment * kQuad * kKUnits + 4 * i + c] = four[c];
   }
 }
 
-void load_v_segment(uvec2 block, uint segment, uint bits) {
-  WordQuads source =
-      WordQuads(tokens_at(block, k_block_words() + kv_codes_at(V_N, V_BITS_0, segment), row_word(bits), kVUnits));
+void load_v_segment(uint block, uint segment, uint bits) {
+  const uint at = tokens_at(block, k_block_words() + kv_codes_at(V_N, V_BITS_0, segment), row_word(bits), kVUnits);
   UNROLL for (uint i = 0; i < kVUnits; ++i) {
-    const uvec4 four = source.at[i];
+    const uvec4 four = ReadQuads(cached).at[at + i];
     UNROLL for (uint c = 0; c < 4; ++c) v_words[segment * kQuad * kVUnits + 4 * i + c] = four[c];
   }
 }
 
-void load_signs(uvec2 block) {
-  WordQuads source = WordQuads(tokens_at(block, signs_at(), 0, kUnits));
+void load_signs(uint block) {
+  const uint at = tokens_at(block, signs_at(), 0, kUnits);
   UNROLL for (uint i = 0; i < kUnits; ++i) {
-    const uvec4 four = source.at[i];
+    const uvec4 four = ReadQuads(cached).at[at + i];
     UNROLL for (uint c = 0; c < 4; ++c) signs[4 * i + c] = four[c];
   }
 }
 
-void load_keys(uvec2 block) {
+void load_keys(uint block) {
   load_k_segment(block, 0, K_BITS_0);
   if (K_SEGMENTS == 2) load_k_segment(block, 1, K_BITS_1);
-  CacheWords scales = words_at(block, kv_scale_word(K_SCALE_BITS, own_token()));
   UNROLL for (uint s = 0; s < K_SEGMENTS; ++s) {
-    if (K_SCALE_BITS != 0) k_numbers[s] = scales.at[k_scales_at() + s * K_SCALE_BITS];
+    if (K_SCALE_BITS != 0) k_numbers[s] = number_at(block, k_scales_at() + s * K_SCALE_BITS, K_SCALE_BITS);
   }
   if (QJL != 0) {
     load_signs(block);
-    norm_number = words_at(block, kv_scale_word(16, own_token())).at[signs_at() + HEAD_DIM];
+    norm_number = number_at(block, signs_at() + HEAD_DIM, 16);
   }
 }
 
-void load_values(uvec2 block) {
+void load_values(uint block) {
   load_v_segment(block, 0, V_BITS_0);
   if (V_SEGMENTS == 2) load_v_segment(block, 1, V_BITS_1);
-  CacheWords scales = words_at(block, kv_scale_word(V_SCALE_BITS, own_token()));
   UNROLL for (uint s = 0; s < V_SEGMENTS; ++s) {
-    if (V_SCALE_BITS != 0) v_numbers[s] = scales.at[v_scales_at() + s * V_SCALE_BITS];
+    if (V_SCALE_BITS != 0) v_numbers[s] = number_at(block, v_scales_at() + s * V_SCALE_BITS, V_SCALE_BITS);
   }
 }
 
-void load_biases(uint token) {
+void load_biases(uint block) {
   if ((FLAGS & HAS_BIAS) == 0) return;
   UNROLL for (uint r = 0; r < QUERIES; ++r) {
-    biases[r] = uintBitsToFloat(bias.at[row_of(r) * blocks * KV_BLOCK + token]) * kLog2E;
+    biases[r] = uintBitsToFloat(bias.at[(row_of(r) * blocks + block) * KV_BLOCK + own_token()]);
   }
 }
 
@@ -154,25 +169,32 @@ float own_number(uint bits, uint word) {
 
 // The nibbles of the last part of a unit of 3-bit codes: bit w of each is the high bit of that of part w.
 uint fourth_word(uint word) {
-  uint bits = part < 3 ? word >> (3 - part) & 0x11111111u << part : 0;
+  uint bits = word >> fourth_shift & fourth_bits;
   bits |= subgroupShuffleXor(bits, 1);
   bits |= subgroupShuffleXor(bits, 2);
   return part < 3 ? word : bits;
 }
 
 // Centroids of the codes that begin with the lowest bits of `word`, to row.
-void unpack_row(uint bits, uint segment_book, uint word) {
+//
+// A shift moves a code, or two, not to bit 0 but to where the address of its entry has it, log2 of the entry's size up,
+// and a mask makes that address: two operations. Where the compiler knows both, it turns them into a mask of the code
+// itself and a second shift for the size, so shift and mask come from `shifts` and `ones`.
+void unpack_row(uint bits, uint table, uint word) {
   if (bits >= 3) {
-    const uint all = ((1u << bits) - 1) * 0x01010101u;
-    UNROLL for (uint k = 0; k < 2; ++k) {
-      const uint plane = word >> (4 * k) & all;
-      UNROLL for (uint j = 0; j < 4; ++j) row[2 * j + k] = book[segment_book + (plane >> (8 * j) & 0xffu)];
+    const uint mask = ones[bits - 3] << 2;
+    UNROLL for (uint k = 0; k < kRow; ++k) {
+      const uint moved = k == 0 ? word << 2 : word >> shifts[max(k, 1) - 1];
+      row[k] = book[table][(moved & mask) >> 2];
     }
   } else {
-    UNROLL for (uint k = 0; k < 4; ++k) {
-      const vec2 pair = pair_book[segment_book + bitfieldExtract(word, int(2 * bits * k), int(2 * bits))];
-      row[2 * k] = pair.x;
-      row[2 * k + 1] = pair.y;
+    const uint mask = ones[1] << 3, twice = word << 1;
+    UNROLL for (uint k = 0; k < kRow / 2; ++k) {
+      const uint moved = k == 0 ? word << 3 : twice >> shifts[max(k, 1) - 1];
+      const uint pair = bits == 2 ? (moved & mask) >> 3 : bitfieldExtract(word, int(2 * k), 2);
+      const vec2 values = pair_book[table][pair];
+      row[2 * k] = values.x;
+      row[2 * k + 1] = values.y;
     }
   }
 }
@@ -196,7 +218,7 @@ void score_segment(uint segment, uint bits, inout float scores[QUERIES]) {
     UNROLL for (uint u = 0; u < kKUnits; ++u) {
       uint word = k_words[(segment * kQuad + t) * kKUnits + u];
       if (bits == 3) word = fourth_word(word);
-      unpack_row(bits, 16 * segment, word >> row_shift(bits));
+      unpack_row(bits, segment, word >> row_shift(bits));
       UNROLL for (uint i = 0; i < kRow; ++i) {
         const uint value = (segment * kKUnits + u) * kRow + i;
         UNROLL for (uint r = 0; r < QUERIES; ++r) dots[r][t] = fma(held_q[r * kValues + value], row[i], dots[r][t]);
@@ -238,22 +260,24 @@ void score_tokens(out float scores[QUERIES]) {
 // Scores become weights, relative to what is largest of the quad; those of tokens that do not count 0.
 void weigh(bool counts, inout float scores[QUERIES]) {
   UNROLL for (uint r = 0; r < QUERIES; ++r) {
-    float highest = counts ? scores[r] : kLowest;
-    UNROLL for (uint step = 1; step < kQuad; step *= 2) highest = max(highest, subgroupShuffleXor(highest, step));
+    if (!counts) scores[r] = 2.0 * kLowest;  // far below `largest` even before any token has counted
+    float highest = scores[r];
+    highest = max(highest, subgroupShuffleXor(highest, 1));
+    highest = max(highest, subgroupShuffleXor(highest, 2));
     if (highest > largest[r] + SLACK) {
       const float shrink = exp2(largest[r] - highest);
       largest[r] = highest;
       total[r] *= shrink;
       UNROLL for (uint i = 0; i < kValues; ++i) sums[r * kValues + i] *= shrink;
     }
-    scores[r] = counts ? exp2(scores[r] - largest[r]) : 0.0;
+    scores[r] = exp2(scores[r] - largest[r]);
     total[r] += scores[r];
   }
 }
 
-void add_segment(uint segment, uint bits, bool counts, float weights[QUERIES]) {
-  // The scale of a token that does not count may be anything.
-  const float scale = counts ? own_number(V_SCALE_BITS, v_numbers[segment]) : 0.0;
+// What a token that does not count has in its scale and codes may be anything, but is finite (kv_scale_value).
+void add_segment(uint segment, uint bits, float weights[QUERIES]) {
+  const float scale = own_number(V_SCALE_BITS, v_numbers[segment]);
   UNROLL for (uint t = 0; t < kQuad; ++t) {
     float of_token[QUERIES];
     UNROLL for (uint r = 0; r < QUERIES; ++r) {
@@ -262,7 +286,7 @@ void add_segment(uint segment, uint bits, bool counts, float weights[QUERIES]) {
     UNROLL for (uint u = 0; u < kVUnits; ++u) {
       uint word = v_words[(segment * kQuad + t) * kVUnits + u];
       if (bits == 3) word = fourth_word(word);
-      unpack_row(bits, 32 + 16 * segment, word >> row_shift(bits));
+      unpack_row(bits, 2 + segment, word >> row_shift(bits));
       UNROLL for (uint i = 0; i < kRow; ++i) {
         const uint value = (segment * kVUnits + u) * kRow + i;
         UNROLL for (uint r = 0; r < QUERIES; ++r) {
@@ -273,37 +297,28 @@ void add_segment(uint segment, uint bits, bool counts, float weights[QUERIES]) {
   }
 }
 
-// Blocks first .. end of the sequence, of which the tokens before `length` count.
+// Blocks first .. end of the sequence, of which the tokens before `length` count. Invocations whose blocks are used up
+// load the last one again, and nothing of it counts.
 void attend(uint first, uint end, uint length) {
-  const uint block_words = k_block_words() + v_block_words();
-  const uint slot = gl_LocalInvocationID.x / kInvocations;
-  uint high, low;
-  umulExtended((sequence * gl_NumWorkGroups.x + head) * blocks + first + slot, 4 * block_words, high, low);
-  uvec2 block = advance(cache, low) + uvec2(0, high);
-  uint index = first + slot, token = index * KV_BLOCK + own_token();
-  if (index < end) {
-    load_keys(block);
-    load_biases(token);
-    load_values(block);
-  }
+  if (first >= end) return;
+  cached = advance(cache, (sequence * gl_NumWorkGroups.x + head) * blocks, 4 * block_words());
+  const uint slot = gl_LocalInvocationID.x / kInvocations, last = end - 1, begin = min(first + slot, last);
+  load_keys(begin);
+  load_biases(begin);
+  load_values(begin);
   for (uint round = first; round < end; round += kBlocksAtOnce) {
     float scores[QUERIES];
     score_tokens(scores);
     if ((FLAGS & HAS_BIAS) != 0) {
-      UNROLL for (uint r = 0; r < QUERIES; ++r) scores[r] += biases[r];
+      UNROLL for (uint r = 0; r < QUERIES; ++r) scores[r] = fma(biases[r], kLog2E, scores[r]);
     }
-    block = advance(block, 4 * kBlocksAtOnce * block_words);
-    index += kBlocksAtOnce;
-    const bool counts = token < length;
-    token += kBlocksAtOnce * KV_BLOCK;
-    if (index < end) {
-      load_keys(block);
-      load_biases(token);
-    }
-    weigh(counts, scores);
-    add_segment(0, V_BITS_0, counts, scores);
-    if (V_SEGMENTS == 2) add_segment(1, V_BITS_1, counts, scores);
-    if (index < end) load_values(block);
+    const uint next = min(round + slot + kBlocksAtOnce, last);
+    load_keys(next);
+    load_biases(next);
+    weigh((round + slot) * KV_BLOCK + own_token() < length, scores);
+    add_segment(0, V_BITS_0, scores);
+    if (V_SEGMENTS == 2) add_segment(1, V_BITS_1, scores);
+    load_values(next);
   }
 }
 

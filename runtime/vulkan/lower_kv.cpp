@@ -46,13 +46,6 @@ bool takes_rows(const KvAttention& a, const Traits& traits) {
          kQuad <= traits.min_subgroup_size;
 }
 
-// Whether it is the faster one, as measured on an H200 (docs/performance.md): not with codes of one bit, nor where all
-// codes have two, nor all of V four.
-bool prefers_rows(const KvAttention& a) {
-  const KvSide &k = a.format.k, &v = a.format.v;
-  return (k.segments == 2 ? k.bits[1] >= 2 : k.bits[0] >= 3) && (v.segments == 2 ? v.bits[1] >= 2 : v.bits[0] == 3);
-}
-
 constexpr std::string_view kKvAttentionShaders[2][2][2] = {  // [in rows][rolled][split]
     {{"kv_attention_whole", "kv_attention_split"}, {"kv_attention_whole_rolled", "kv_attention_split_rolled"}},
     {{"kv_attention_rows_whole", "kv_attention_rows_split"},
@@ -190,7 +183,7 @@ namespace {
 Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) {
   struct Push {
     uint64_t q, projected, bias, cache, lengths, k_codebook, v_codebook, transform, mean, out, scratch;
-    uint32_t blocks;
+    uint32_t blocks, ones[2] = {7, 15}, shifts[7] = {2, 6, 10, 14, 18, 22, 26};
   };
   enum : uint32_t {  // as in the shader
     kHasBias = 1,
@@ -224,7 +217,7 @@ Dispatch lower_attention(const KvAttention& a, const Traits& traits, bool rows) 
 }  // namespace
 
 Dispatch lower_kv(const KvAttention& a, const Traits& traits) {
-  return lower_attention(a, traits, takes_rows(a, traits) && prefers_rows(a));
+  return lower_attention(a, traits, takes_rows(a, traits));
 }
 
 std::vector<Variant> kv_variants(const KvAttention& a, const Traits& traits) {

@@ -20,6 +20,14 @@ layout(buffer_reference, scalar, buffer_reference_align = 16) buffer WordQuads {
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Floats { float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Ints { int at[]; };
 
+// The address of element `count` of those of `bytes` bytes that begin at an address; a buffer reference is made of it.
+uvec2 advance(uvec2 address, uint count, uint bytes) {
+  uint high, low, carry;
+  umulExtended(count, bytes, high, low);
+  low = uaddCarry(address.x, low, carry);
+  return uvec2(low, address.y + high + carry);
+}
+
 // fp32 to the 16 bits of the nearest binary16 or bfloat16, ties to even, NaN kept: the steps of runtime/dtype.cpp.
 // Integer code, because Vulkan leaves the rounding of packHalf2x16 to the driver.
 uint f16_bits(float value) {

@@ -48,7 +48,9 @@ const uint HAS_MEAN = 8;
 const uint K_CODEBOOK_OF_HEAD = 16;
 const uint V_CODEBOOK_OF_HEAD = 32;
 
-layout(buffer_reference, scalar, buffer_reference_align = 4) restrict readonly buffer CacheWords { uint at[]; };
+// What no one writes while the kernel runs, so that the compiler may load it at any time and by read-only caches.
+layout(buffer_reference, scalar, buffer_reference_align = 4) restrict readonly buffer ReadWords { uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) restrict readonly buffer ReadQuads { uvec4 at[]; };
 // Shared between workgroups while they run: COUNTERS of arrivals, zero at rest, then [head of a sequence][split][query]
 // of a largest score, a sum of weights and HEAD_DIM sums of values.
 layout(buffer_reference, scalar, buffer_reference_align = 4) coherent buffer Scratch { uint at[]; };
@@ -56,16 +58,19 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) coherent buffer Scr
 layout(push_constant, scalar) uniform Push {
   Words q;
   Words projected;
-  Words bias;
+  ReadWords bias;
   uvec2 cache;
   Ints lengths;
-  Words k_codebook;
-  Words v_codebook;
+  ReadWords k_codebook;
+  ReadWords v_codebook;
   Words transform;
   Words mean;
   Words result;
   Scratch scratch;
   uint blocks;  // of a sequence and head
+  // Constants that the compiler is not to know (kv_attention_rows.comp):
+  uvec2 ones;      // 7 and 15
+  uint shifts[7];  // 4 i + 2
 };
 
 const float kLog2E = 1.44269504089;
@@ -80,7 +85,7 @@ const uint kValues = HEAD_DIM / PARTS;                // of an invocation, both 
 const uint kInvocations = KV_BLOCK / TOKENS * PARTS;  // that share a block
 const uint kBlocksAtOnce = THREADS / kInvocations;
 
-shared float book[64];  // centroids: 16 of each segment of K, then of V
+shared float book[4][16];  // centroids of codes: of the segments of K, then of V
 shared float merge_buffer[MERGED * (THREADS + 1)];  // [value][invocation]
 shared float merged[HEAD_DIM];
 shared float weight_of_split[THREADS];
@@ -95,12 +100,7 @@ uint place;  // of the first of this invocation's tokens in its block
 uint first_row() { return sequence * QUERIES; }
 uint row_of(uint query) { return (first_row() + query) * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
 
-uvec2 advance(uvec2 address, uint bytes) {
-  uint carry;
-  const uint low = uaddCarry(address.x, bytes, carry);
-  return uvec2(low, address.y + carry);
-}
-CacheWords words_at(uvec2 block, uint word) { return CacheWords(advance(block, 4 * word)); }
+ReadWords words_at(uvec2 block, uint word) { return ReadWords(advance(block, 1, 4 * word)); }
 
 uint k_block_words() { return kv_side_words(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL); }
 uint v_block_words() { return kv_side_words(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0); }
@@ -108,13 +108,16 @@ uint k_scales_at() { return kv_scales_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1); }
 uint v_scales_at() { return k_block_words() + kv_scales_at(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1); }
 uint signs_at() { return kv_signs_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS); }
 
-void load_book(Words codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint at) {
+// Work that a workgroup's invocations share is written as loops of known length, which become straight code whose loads
+// fly together.
+void load_book(ReadWords codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint table) {
   const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
   const uint first = of_head ? head * size : 0;
-  for (uint i = gl_LocalInvocationID.x; i < 16 * segments; i += THREADS) {
-    const uint code = i % 16;
-    if (code >> (i < 16 ? bits_0 : bits_1) != 0) continue;
-    book[at + i] = uintBitsToFloat(codebook.at[first + (i < 16 ? 0 : second) + code]);
+  UNROLL for (uint base = 0; base < 16 * segments; base += THREADS) {
+    const uint i = base + gl_LocalInvocationID.x, code = i % 16;
+    if (i < 16 * segments && code >> (i < 16 ? bits_0 : bits_1) == 0) {
+      book[table + i / 16][code] = uintBitsToFloat(codebook.at[first + (i < 16 ? 0 : second) + code]);
+    }
   }
 }
 

@@ -35,8 +35,9 @@ Softmax merge_invocations(uint query) {
     barrier();
     share_sums((query * kValues + base) / MERGED, share);
     barrier();
-    for (uint item = gl_LocalInvocationID.x; item < MERGED * PARTS; item += THREADS) {
-      const uint i = item / PARTS, of_part = item % PARTS, j = base + i;
+    UNROLL for (uint items = 0; items < MERGED * PARTS; items += THREADS) {
+      const uint item = items + gl_LocalInvocationID.x, i = item / PARTS, of_part = item % PARTS, j = base + i;
+      if (item >= MERGED * PARTS) continue;
       float sum = 0.0;
       const uint AT_ONCE = 8;  // divides THREADS / PARTS
       [[dont_unroll]] for (uint first = of_part; first < THREADS; first += AT_ONCE * PARTS) {
@@ -78,7 +79,9 @@ void finish(uint query, float sum_of_weights) {
   const bool is_empty = lengths.at[sequence] == 0;
   const float scale = 1.0 / sum_of_weights;
   if ((FLAGS & HAS_TRANSFORM) != 0) transform_merged();
-  for (uint i = 2 * gl_LocalInvocationID.x; i < HEAD_DIM; i += 2 * THREADS) {
+  UNROLL for (uint base = 0; base < HEAD_DIM; base += 2 * THREADS) {
+    const uint i = base + 2 * gl_LocalInvocationID.x;
+    if (i >= HEAD_DIM) continue;
     vec2 value = vec2(merged[i], merged[i + 1]);
     if ((FLAGS & HAS_TRANSFORM) != 0) {
       value = vec2(0.0);
