@@ -37,10 +37,16 @@ void repeat(const BenchOptions& options, Run&& run) {
     run();
 }
 
-constexpr uint32_t kWarmUp = 2;  // the first run may still compile or page in
+// The first run may still compile or page in, and a device that has idled may take a while to reach its clock.
+constexpr uint32_t kWarmUp = 2;
+constexpr double kWarmUpShare = 0.25;  // of the time that is measured
 
 Timings repeat(Device& device, Recording& recording, const BenchOptions& options) {
-  for (uint32_t i = 0; i < kWarmUp; ++i) device.wait(device.submit(recording));
+  const Clock::time_point start = Clock::now();
+  uint32_t warm_up = 0;
+  for (; warm_up < kWarmUp || (warm_up < options.max_repeats && seconds_since(start) < kWarmUpShare * options.seconds);
+       ++warm_up)
+    device.wait(device.submit(recording));
   std::vector<double> device_seconds, host_seconds;
   repeat(options, [&] {
     const Clock::time_point begin = Clock::now();
@@ -48,8 +54,8 @@ Timings repeat(Device& device, Recording& recording, const BenchOptions& options
     host_seconds.push_back(seconds_since(begin));
     device_seconds.push_back(recording.device_seconds());
   });
-  const Timing host = summarize(std::move(host_seconds), kWarmUp);
-  const Timing on_device = summarize(std::move(device_seconds), kWarmUp);
+  const Timing host = summarize(std::move(host_seconds), warm_up);
+  const Timing on_device = summarize(std::move(device_seconds), warm_up);
   return {on_device.median > 0 ? on_device : host, host};  // a device without timestamps says 0
 }
 
