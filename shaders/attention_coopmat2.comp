@@ -7,15 +7,18 @@
 // A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in blocks
 // of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (loaded to registers one block
 // ahead), each subgroup makes its scores = q k^T, probabilities exp(score - reference), and adds probabilities x v to its
-// sums. The reference of a row is some earlier maximum of it; scores begin at its negative, so that subtracting it costs
-// nothing. It is raised only when a score exceeds it by more than kSlack: in the first block, and hardly ever after.
-// That is exact: sums and totals use the same reference, and probabilities of at most e^8 are well inside fp16's range.
+// sums. The reference of a row is some earlier maximum of it. It is raised only when a score exceeds it by more than
+// kSlack: in the first block, and hardly ever after. That is exact: sums and totals use the same reference, and
+// probabilities of at most e^8 are well inside fp16's range.
 //
-// Conversion to bf16 cuts off bits, so probabilities are cut off before they are added to a row's total: what is lost
-// then cancels, but for its variation, which is no more than that of rounding. Results are rounded before conversion.
+// What belongs to a row, as its reference, each invocation has for the two rows that its elements of a matrix lie in,
+// which are eight apart; a matrix of it would take four times the registers, of which there are too few.
+//
+// Conversion to bf16 cuts off bits. A row's total is a product, too, probabilities times ones, so that what is lost
+// cancels but for its variation, which is no more than that of rounding. Results are rounded before conversion.
 //
 // Blocks start at the sequence's first key, and a row does not depend on its neighbours, so a result does not depend on
-// the batch. Keys past the sequence's end score -infinity, their k and v are zeros. head_dim is padded with zeros to a
+// the batch. Keys past the sequence's end weigh nothing. head_dim is padded with zeros to a
 // multiple of 16 in shared memory only. Needs: head_dim % 8 == 0.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_vote : require
@@ -38,7 +41,7 @@ layout(push_constant, scalar) uniform Push {
 #define Result coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>
 
 const float kLog2E = 1.4426950408889634;
-const float kSlack = 8.0;
+const float kSlack = 8.0 * kLog2E;
 const float kLowest = -3.0e38;
 
 const uint QUERIES = THREADS / SUBGROUP * ROWS * M;
@@ -47,31 +50,40 @@ const uint FD = (HEAD_DIM + M - 1) / M;       // matrices across head_dim
 const uint FK = KEYS / M;                     // and across a block of keys
 const uint PADDED_COLUMNS = FD * M / EIGHTS;  // COLUMNS and the zeros
 
-// Blocks of k and v in shared memory, in uvec4; rows are padded by 16 bytes against bank conflicts.
+// Two blocks of k and v in shared memory, in uvec4: one is read while the next is written. Rows are padded by 16 bytes
+// against bank conflicts.
 const uint ROW = PADDED_COLUMNS + 1;
 const uint V_AT = KEYS * ROW;
-shared uvec4 tile[2 * KEYS * ROW];
+const uint BLOCK = 2 * KEYS * ROW;
+shared uvec4 tile[2 * BLOCK];
 
 const uint BLOCK_COPIES = (KEYS * PADDED_COLUMNS + THREADS - 1) / THREADS;
 uvec4 staged_k[BLOCK_COPIES];
 uvec4 staged_v[BLOCK_COPIES];
 
 MatrixA queries[ROWS * FD];
-Sums negative_reference[ROWS];  // every column the same
-Sums totals[ROWS];              // of probabilities; their columns' sum counts
+Sums scores[ROWS * FK];  // of a block
 Sums sums[ROWS * FD];
-bool exceeds;  // whether a score of this invocation's is so much above its row's reference that it must be raised
+MatrixB ones;
+Sums totals[ROWS];  // of the rows' probabilities, the same in every column
+
+// Of the rows of matrices number r: [2 r] of that whose number has no 8 in it, [2 r + 1] of the other.
+float highest[2 * ROWS];  // of the block's scores that are this invocation's
+float shifts[2 * ROWS];   // the negative reference, in powers of two
+float shrinks[2 * ROWS];  // by what the sums shrink when the reference rises
+uint half_of(uint row, uint r) { return 2 * r + (row / 8) % 2; }
 
 // The head's rows of this workgroup's sequence.
 uint pitch;   // from one token's row to the next, in uvec4
 uint origin;  // first uvec4 of token 0
 uint tokens;  // of the sequence
 
-// Uvec4 number `item` of a padded block of rows that starts at token `first`; zeros outside of the sequence and head.
+// Uvec4 number `item` of a padded block of rows that starts at token `first`; past the sequence's end its last token,
+// which weighs nothing there.
 uvec4 load_padded(Eights source, uint first, uint item) {
-  const uint token = first + item / PADDED_COLUMNS;
+  const uint token = min(first + item / PADDED_COLUMNS, tokens - 1);
   const uint column = item % PADDED_COLUMNS;
-  return token < tokens && column < COLUMNS ? source.at[origin + token * pitch + column] : uvec4(0);
+  return column < COLUMNS ? source.at[origin + token * pitch + column] : uvec4(0);
 }
 
 void load_block(uint first) {
@@ -82,10 +94,10 @@ void load_block(uint first) {
   }
 }
 
-void store_block() {
+void store_block(uint block) {
   [[unroll]] for (uint i = 0; i < BLOCK_COPIES; ++i) {
     const uint item = i * THREADS + gl_LocalInvocationIndex;
-    const uint place = item / PADDED_COLUMNS * ROW + item % PADDED_COLUMNS;
+    const uint place = block + item / PADDED_COLUMNS * ROW + item % PADDED_COLUMNS;
     if ((i + 1) * THREADS <= KEYS * PADDED_COLUMNS || item < KEYS * PADDED_COLUMNS) {
       tile[place] = staged_k[i];
       tile[V_AT + place] = staged_v[i];
@@ -96,27 +108,29 @@ void store_block() {
 // Functions of a matrix's elements.
 
 float larger(const in float a, const in float b) { return max(a, b); }
-float added(const in float a, const in float b) { return a + b; }
 float larger_of(const in uint row, const in uint column, const in float a, const in float b) { return max(a, b); }
 
 float masked(const in uint row, const in uint column, const in float score, const in uint first_key) {
   return first_key + column < tokens ? score : kLowest;
 }
 
-// The probability, relative to the reference, as it will be converted.
-float weight_of(const in uint row, const in uint column, const in float score) {
-  exceeds = exceeds || score > kSlack;
-  const float weight = exp2(score * kLog2E);
-  return DTYPE == DTYPE_BF16 ? uintBitsToFloat(floatBitsToUint(weight) & 0xffff0000u) : weight;
+float note_highest(const in uint row, const in uint column, const in float score, const in uint r) {
+  highest[half_of(row, r)] = max(highest[half_of(row, r)], score);
+  return score;
 }
 
-// By how much a row's reference rises, from the largest of its scores.
-float rise_of(const in uint row, const in uint column, const in float highest, const in bool is_first) {
-  return is_first || highest > kSlack ? highest : 0.0;
+float keep_highest(const in uint row, const in uint column, const in float score, const in uint r) {
+  highest[half_of(row, r)] = score;
+  return score;
 }
 
-float shrunk(const in uint row, const in uint column, const in float value, const in float rise) {
-  return value * exp2(-rise * kLog2E);
+// The probability, relative to the reference.
+float weight_of(const in uint row, const in uint column, const in float score, const in uint r) {
+  return exp2(fma(score, kLog2E, shifts[half_of(row, r)]));
+}
+
+float shrunk(const in uint row, const in uint column, const in float value, const in uint r) {
+  return value * shrinks[half_of(row, r)];
 }
 
 float result_of(const in uint row, const in uint column, const in float sum, const in float total) {
@@ -124,60 +138,64 @@ float result_of(const in uint row, const in uint column, const in float sum, con
   return DTYPE == DTYPE_BF16 ? uintBitsToFloat(bf16_bits(value) << 16) : value;
 }
 
-// Of rows number r, for this block's scores.
-void raise_reference(uint r, bool is_first, inout Sums scores[FK]) {
-  Sums highest = scores[0];
-  [[unroll]] for (uint j = 1; j < FK; ++j) coopMatPerElementNV(highest, highest, larger_of, scores[j]);
-  Sums rise;
-  coopMatReduceNV(rise, highest, gl_CooperativeMatrixReduceRowNV, larger);
-  coopMatPerElementNV(rise, rise, rise_of, is_first);
-  [[unroll]] for (uint j = 0; j < FK; ++j) scores[j] -= rise;
-  negative_reference[r] -= rise;
-  if (is_first) return;  // nothing has been added up
-  coopMatPerElementNV(totals[r], totals[r], shrunk, rise);
-  [[unroll]] for (uint d = 0; d < FD; ++d) coopMatPerElementNV(sums[r * FD + d], sums[r * FD + d], shrunk, rise);
-}
+// By how much a score exceeds a row's reference, in powers of two.
+float excess(uint i) { return fma(highest[i], kLog2E, shifts[i]); }
 
-// sums += probabilities v, of the block in shared memory.
-void add_block(uint first_key) {
-  Sums scores[ROWS * FK];
+// Of the block in shared memory; `ends`: the sequence may end in it.
+void score_block(uint block, uint first_key, bool ends) {
+  [[unroll]] for (uint i = 0; i < 2 * ROWS; ++i) highest[i] = kLowest;
   [[unroll]] for (uint j = 0; j < FK; ++j) {
-    [[unroll]] for (uint r = 0; r < ROWS; ++r) scores[r * FK + j] = negative_reference[r];
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) scores[r * FK + j] = Sums(0.0);
     [[unroll]] for (uint d = 0; d < FD; ++d) {
       MatrixB k;
-      coopMatLoad(k, tile, j * M * ROW + d * (M / EIGHTS), ROW, COLUMN_MAJOR);
+      coopMatLoad(k, tile, block + (j * M * ROW + d * (M / EIGHTS)), ROW, COLUMN_MAJOR);
       [[unroll]] for (uint r = 0; r < ROWS; ++r) {
         scores[r * FK + j] = coopMatMulAdd(queries[r * FD + d], k, scores[r * FK + j]);
       }
     }
   }
-  MatrixA probabilities[ROWS * FK];
-  [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-    Sums row_scores[FK];
-    Sums weights[FK];
-    exceeds = false;
-    [[unroll]] for (uint j = 0; j < FK; ++j) {
-      row_scores[j] = scores[r * FK + j];
-      if (first_key + KEYS > tokens) {
-        coopMatPerElementNV(row_scores[j], row_scores[j], masked, first_key + j * M);
-      }
-      coopMatPerElementNV(weights[j], row_scores[j], weight_of);
-    }
-    if (first_key == 0 || subgroupAny(exceeds)) {
-      raise_reference(r, first_key == 0, row_scores);
-      [[unroll]] for (uint j = 0; j < FK; ++j) coopMatPerElementNV(weights[j], row_scores[j], weight_of);
-    }
-    [[unroll]] for (uint j = 0; j < FK; ++j) {
-      totals[r] += weights[j];
-      probabilities[r * FK + j] = MatrixA(weights[j]);
-    }
+  [[unroll]] for (uint i = 0; i < ROWS * FK; ++i) {
+    if (ends) coopMatPerElementNV(scores[i], scores[i], masked, first_key + i % FK * M);
+    coopMatPerElementNV(scores[i], scores[i], note_highest, i / FK);
   }
+}
+
+// Raises the references of those rows whose largest score in the block is too far above, which depends on the row
+// alone, though the subgroup comes here for any of them.
+void raise_references(bool is_first) {
+  [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+    Sums largest = scores[r * FK];
+    [[unroll]] for (uint j = 1; j < FK; ++j) coopMatPerElementNV(largest, largest, larger_of, scores[r * FK + j]);
+    coopMatReduceNV(largest, largest, gl_CooperativeMatrixReduceRowNV, larger);
+    coopMatPerElementNV(largest, largest, keep_highest, r);
+    [[unroll]] for (uint i = 2 * r; i < 2 * r + 2; ++i) {
+      const float rise = is_first || excess(i) > kSlack ? excess(i) : 0.0;
+      shifts[i] -= rise;
+      shrinks[i] = is_first ? 1.0 : exp2(-rise);  // nothing has been added up in the first block
+    }
+    coopMatPerElementNV(totals[r], totals[r], shrunk, r);
+    [[unroll]] for (uint d = 0; d < FD; ++d) coopMatPerElementNV(sums[r * FD + d], sums[r * FD + d], shrunk, r);
+  }
+}
+
+// sums += probabilities v, of the block in shared memory.
+void add_block(uint block, uint first_key, bool ends) {
+  score_block(block, first_key, ends);
+  float most = excess(0);
+  [[unroll]] for (uint i = 1; i < 2 * ROWS; ++i) most = max(most, excess(i));
+  if (subgroupAny(most > kSlack || first_key == 0)) raise_references(first_key == 0);
   [[unroll]] for (uint j = 0; j < FK; ++j) {
+    MatrixA probabilities[ROWS];
+    [[unroll]] for (uint r = 0; r < ROWS; ++r) {
+      coopMatPerElementNV(scores[r * FK + j], scores[r * FK + j], weight_of, r);
+      probabilities[r] = MatrixA(scores[r * FK + j]);
+      totals[r] = coopMatMulAdd(probabilities[r], ones, totals[r]);
+    }
     [[unroll]] for (uint d = 0; d < FD; ++d) {
       MatrixB v;
-      coopMatLoad(v, tile, V_AT + j * M * ROW + d * (M / EIGHTS), ROW, ROW_MAJOR);
+      coopMatLoad(v, tile, block + (V_AT + j * M * ROW + d * (M / EIGHTS)), ROW, ROW_MAJOR);
       [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-        sums[r * FD + d] = coopMatMulAdd(probabilities[r * FK + j], v, sums[r * FD + d]);
+        sums[r * FD + d] = coopMatMulAdd(probabilities[r], v, sums[r * FD + d]);
       }
     }
   }
@@ -201,15 +219,23 @@ void load_queries(uint first_query) {
 
 void write_result(uint first_query) {
   [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-    Sums total;
-    coopMatReduceNV(total, totals[r], gl_CooperativeMatrixReduceRowNV, added);
     [[unroll]] for (uint d = 0; d < FD; ++d) {
-      coopMatPerElementNV(sums[r * FD + d], sums[r * FD + d], result_of, total);
+      coopMatPerElementNV(sums[r * FD + d], sums[r * FD + d], result_of, totals[r]);
       const Result result = Result(sums[r * FD + d]);
       coopMatStoreTensorNV(result, push.result.at, origin,
                            sliceTensorLayoutNV(HEAD_ROWS, first_query + r * M, M, d * M, M));
     }
   }
+}
+
+// Waits for the block; the one after it goes to shared memory, and the one after that is on its way. Returns the
+// block's place.
+uint next_block(uint first_key) {
+  const uint block = first_key / KEYS % 2 * BLOCK;
+  barrier();
+  store_block(BLOCK - block);
+  load_block(first_key + 2 * KEYS);
+  return block;
 }
 
 void main() {
@@ -220,19 +246,24 @@ void main() {
   origin = begin * pitch + gl_WorkGroupID.y * COLUMNS;
   const uint first_query = gl_WorkGroupID.x * QUERIES + gl_SubgroupID * ROWS * M;
 
+  const bool has_queries = first_query < tokens;  // a subgroup past the sequence's end only helps to load
+
   load_block(0);
   load_queries(first_query);
-  [[unroll]] for (uint r = 0; r < ROWS; ++r) {
-    negative_reference[r] = Sums(0.0);
-    totals[r] = Sums(0.0);
-  }
+  ones = MatrixB(Sums(min(float(push.heads), 1.0)));  // converted here: one, as fp16 and as bf16
+  [[unroll]] for (uint i = 0; i < 2 * ROWS; ++i) shifts[i] = 0.0;
+  [[unroll]] for (uint r = 0; r < ROWS; ++r) totals[r] = Sums(0.0);
   [[unroll]] for (uint i = 0; i < ROWS * FD; ++i) sums[i] = Sums(0.0);
-  for (uint first_key = 0; first_key < tokens; first_key += KEYS) {
-    barrier();  // nobody reads the block before any more
-    store_block();
-    barrier();
-    load_block(first_key + KEYS);
-    if (first_query < tokens) add_block(first_key);  // a subgroup past the sequence's end only helps to load
+  store_block(0);
+  load_block(KEYS);
+  uint first_key = 0;
+  for (; first_key + KEYS <= tokens; first_key += KEYS) {
+    const uint block = next_block(first_key);
+    if (has_queries) add_block(block, first_key, false);
   }
-  if (first_query < tokens) write_result(first_query);
+  if (first_key < tokens) {
+    const uint block = next_block(first_key);
+    if (has_queries) add_block(block, first_key, true);
+  }
+  if (has_queries) write_result(first_query);
 }

@@ -74,7 +74,7 @@ uint32_t shared_bytes(const LinearTile& tile) {
 
 uint32_t shared_bytes(const AttentionTile& tile, uint32_t head_dim) {
   const uint32_t row = divide_up(head_dim, kMatrix) * (kMatrix / kEights) + 1;
-  if (tile.matrix2) return 2 * tile.keys * row * kVectorBytes;
+  if (tile.matrix2) return 2 * 2 * tile.keys * row * kVectorBytes;
   const uint32_t queries = tile.subgroups * kMatrix * row;
   const uint32_t blocks = 2 * tile.keys * row + tile.subgroups * kMatrix * (tile.keys / kFours + 1);
   return std::max(queries, blocks) * kVectorBytes;
