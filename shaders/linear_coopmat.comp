@@ -25,13 +25,10 @@
 // scratch memory; the one that arrives last at the tile's counter adds them up in ascending order, whoever it is, and
 // finishes the tile. It leaves the counter at zero for the next product.
 //
-// Tiles are visited in bands of BAND tile rows, column by column, so that what runs at a time shares rows of both
-// operands in the level-two cache. Rows and outputs beyond the end are clamped when loaded and not stored; inputs
+// Rows and outputs beyond the end are clamped when loaded and not stored; inputs
 // beyond the end are zeros. Needs: inputs % 8 == 0; outputs % 4 == 0 unless y is fp32.
 #extension GL_GOOGLE_include_directive : require
 #include "coopmat.glsl"
-#include "gelu.glsl"
-#include "rope.glsl"
 
 layout(constant_id = 3) const uint BM = 64;
 layout(constant_id = 4) const uint BN = 64;
@@ -45,11 +42,7 @@ layout(constant_id = 11) const uint BAND = 8;
 layout(constant_id = 12) const uint SPLITS = 1;
 layout(constant_id = 13) const uint DRAIN = 1;
 layout(constant_id = 14) const uint HEAD_DIM = 0;  // 0: no RoPE
-
-const uint HAS_BIAS = 1;
-const uint HAS_RESIDUAL = 2;
-const uint HAS_GELU = 4;
-const uint Y_IS_F32 = 8;
+layout(constant_id = 15) const uint FLAGS = 0;
 
 // Shared between workgroups while they run.
 layout(buffer_reference, scalar, buffer_reference_align = 16) devicecoherent buffer Partials { uvec4 at[]; };
@@ -68,9 +61,10 @@ layout(push_constant, scalar) uniform Push {
   uint rows;
   uint inputs;
   uint outputs;
-  uint flags;
   float q_scale;
 } push;
+
+#include "linear_coopmat.glsl"
 
 const uint SM = BM / WM;
 const uint SN = BN / WN;
@@ -97,19 +91,7 @@ uvec4 staged_weight[PREFETCH * WEIGHT_COPIES];
 uint x_offset[X_COPIES];  // in uvec4, of this thread's element in the first step
 uint weight_offset[WEIGHT_COPIES];
 shared uint arrived;  // workgroups of this tile that were here before
-shared uint angles_of[HEAD_DIM != 0 ? BM : 1];  // where in `table` each row's cosines and sines begin, in uvec4
 Sums sums[FM * FN];
-
-// First row and first output of this workgroup's tile.
-uvec2 tile_origin() {
-  const uint tiles_n = gl_NumWorkGroups.x;
-  const uint tiles_m = gl_NumWorkGroups.y;
-  const uint index = gl_WorkGroupID.y * tiles_n + gl_WorkGroupID.x;
-  const uint band = index / (BAND * tiles_n);
-  const uint within = index - band * BAND * tiles_n;
-  const uint height = min(tiles_m - band * BAND, BAND);
-  return uvec2((band * BAND + within % height) * BM, within / height * BN);
-}
 
 void find_offsets(uvec2 origin) {
   const uint row = gl_LocalInvocationIndex / COLUMNS;
@@ -163,63 +145,18 @@ void multiply_step(uint x_at, uint weight_at) {
   }
 }
 
-// The bias of four neighbouring outputs; outputs beyond the end get some other's.
-vec4 load_bias(uint column) {
-  if ((push.flags & HAS_BIAS) == 0) return vec4(0.0);
-  const uint last = push.outputs - 1;
-  return vec4(push.bias.at[min(column, last)], push.bias.at[min(column + 1, last)],
-              push.bias.at[min(column + 2, last)], push.bias.at[min(column + 3, last)]);
-}
+bool is_aligned() { return HEAD_DIM != 0 || push.outputs % FOURS == 0; }
+bool is_within(uvec2 at) { return at.x < push.rows && at.y < push.outputs; }
 
-// Where each of the tile's rows finds its angles. Well ahead of the epilogue, which then need not wait for two loads in
-// a row; the barriers of the first step show the result to all.
-void find_angles(uint row0) {
-  for (uint row = gl_LocalInvocationIndex; row < BM; row += THREADS) {
-    angles_of[row] = uint(push.positions.at[min(row0 + row, push.rows - 1)]) * (HEAD_DIM / FOURS);
-  }
-}
+vec4 load_operand_within(uvec2 at) { return is_within(at) && is_aligned() ? load_operand(at) : vec4(0.0); }
 
-// What the epilogue of four neighbouring outputs at [row, column] of the product takes from memory: their residual,
-// where rows of y are aligned to them, or the cosines and sines of their two pairs. To be asked for ahead of its use,
-// and of stores that it could not pass.
-vec4 load_epilogue_operand(uvec2 at) {
-  if (at.x >= push.rows || at.y >= push.outputs) return vec4(0.0);
-  if (HEAD_DIM != 0) {
-    if (at.y >= 2 * (push.outputs / 3)) return vec4(0.0);  // v is not turned
-    return uintBitsToFloat(push.table.at[angles_of[at.x % BM] + at.y % HEAD_DIM / FOURS]);
-  }
-  if ((push.flags & HAS_RESIDUAL) == 0 || push.outputs % FOURS != 0) return vec4(0.0);
-  return uintBitsToFloat(push.residual.at[at.x * (push.outputs / FOURS) + at.y / FOURS]);
-}
-
-// Four neighbouring outputs of a row: epilogue and store. `operand` is load_epilogue_operand()'s.
-void finish(uint row, uint column, vec4 value, vec4 operand) {
-  uint at = row * (push.outputs / FOURS) + column / FOURS;  // in fours
-  if (HEAD_DIM != 0) {
-    const uint width = push.outputs / 3;
-    at = place_in_qkv(push.rows, width / FOURS, row, column / FOURS);
-    if (column < width) value *= push.q_scale;
-    if (column < 2 * width) value = vec4(turn(value.xy, operand.xy), turn(value.zw, operand.zw));
-  } else {
-    if ((push.flags & HAS_GELU) != 0) {
-      [[unroll]] for (uint i = 0; i < FOURS; ++i) value[i] = gelu_of_few_instructions(value[i]);
-    }
-    value += operand;
-  }
-  if ((push.flags & Y_IS_F32) != 0) {
-    push.y.at[at] = floatBitsToUint(value);
-  } else {
-    WordPairs(push.y).at[at] = uvec2(pack_pair(value.x, value.y), pack_pair(value.z, value.w));
-  }
-}
-
-// The same one by one, where rows of y are not aligned to 16 bytes; y is fp32.
+// One by one, where rows of y are not aligned to 16 bytes; y is fp32.
 void finish_unaligned(uint row, uint column, vec4 value) {
   for (uint i = 0; i < FOURS && column + i < push.outputs; ++i) {
     const uint at = row * push.outputs + column + i;
     float one = value[i];
-    if ((push.flags & HAS_GELU) != 0) one = gelu_of_few_instructions(one);
-    if ((push.flags & HAS_RESIDUAL) != 0) one += Floats(push.residual).at[at];
+    if ((FLAGS & HAS_GELU) != 0) one = gelu_of_few_instructions(one);
+    if ((FLAGS & HAS_RESIDUAL) != 0) one += Floats(push.residual).at[at];
     Floats(push.y).at[at] = one;
   }
 }
@@ -237,11 +174,11 @@ void store_slice(uint i, uint slice) {
   }
 }
 
-// Four neighbouring outputs, bias added, at [row, column] of the product.
+// Four neighbouring outputs, bias added, at row at.x and column at.y of the product.
 void finish_at(uvec2 at, vec4 value, vec4 operand) {
-  if (at.x >= push.rows || at.y >= push.outputs) return;
-  if (HEAD_DIM != 0 || push.outputs % FOURS == 0) {
-    finish(at.x, at.y, value, operand);
+  if (!is_within(at)) return;
+  if (is_aligned()) {
+    store_words(place_in_y(at), words_of(finished(at, value, operand)));
   } else {
     finish_unaligned(at.x, at.y, value);
   }
@@ -288,7 +225,7 @@ void finish_shared_tile(uvec2 origin) {
       value[i] = bias;
       operand[i] = vec4(0.0);
       if (item >= TILE_FOURS) continue;
-      operand[i] = load_epilogue_operand(place_of(origin, item));
+      operand[i] = load_operand_within(place_of(origin, item));
       [[unroll]] for (uint split = 0; split < SPLITS; ++split) {
         value[i] += uintBitsToFloat(push.partials.at[first + split * TILE_FOURS + item]);
       }
@@ -320,7 +257,7 @@ void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
   [[dont_unroll]] for (uint i = 0; i < FM; i += DRAIN) {
     vec4 operand[ITEMS];
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
-      operand[n] = SPLITS == 1 ? load_epilogue_operand(origin + corner + item_place(i, n, depth)) : vec4(0.0);
+      operand[n] = SPLITS == 1 ? load_operand_within(origin + corner + item_place(i, n, depth)) : vec4(0.0);
     }
     if (i == 0 || WK > 1) {  // nobody reads the tile, or the slices of the rows before, any more
       barrier();
@@ -368,7 +305,7 @@ void main() {
   [[unroll]] for (uint i = 0; i < FM * FN; ++i) sums[i] = Sums(0.0);
   find_offsets(origin);
   [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) load_step(begin + slot, end, slot);
-  if (HEAD_DIM != 0) find_angles(origin.x);
+  find_angles(origin.x);
   for (uint first = begin; first < end; first += PREFETCH) {
     [[unroll]] for (uint slot = 0; slot < PREFETCH; ++slot) {
       // Past the last step, in a last round of fewer than PREFETCH steps, everything is zeros.

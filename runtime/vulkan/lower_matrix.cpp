@@ -146,6 +146,43 @@ Dispatch lower_short(const Product& op, const Traits& traits) {
   return dispatch;
 }
 
+// In linear_coopmat.comp and linear_many_coopmat.comp.
+uint32_t flags_of(const Product& op) {
+  enum : uint32_t { kHasBias = 1, kHasResidual = 2, kHasGelu = 4, kResultIsF32 = 8 };
+  return (op.bias ? kHasBias : 0u) | (op.residual ? kHasResidual : 0u) | (op.gelu ? kHasGelu : 0u) |
+         (op.y.dtype == DType::f32 ? kResultIsF32 : 0u);
+}
+
+// linear_many_coopmat.comp's tile, subgroups, and inputs of a step.
+constexpr uint32_t kManyTile = 128, kManySubgroups = 4, kManyInputs = 64;
+
+bool takes_many(const Product& op, const Traits& traits) {
+  constexpr uint32_t kSharedBytes = 2 * kManyTile * (kManyInputs / kEights + 1) * kVectorBytes + kManyTile * 4;
+  const uint32_t threads = kManySubgroups * matrix_subgroup_size(traits);
+  return suits(op, traits) && op.inputs > 0 && op.inputs % kManyInputs == 0 && op.rows >= kManyTile &&
+         op.outputs >= kManyTile && op.outputs % kFours == 0 && threads != 0 &&
+         threads <= traits.max_workgroup_invocations && kSharedBytes <= traits.max_shared_bytes;
+}
+
+Dispatch lower_many(const Product& op, const Traits& traits) {
+  struct Push {
+    uint64_t x, weight, bias, residual, y, positions, table;
+    uint32_t rows, outputs;
+    float q_scale;
+  };
+  const uint32_t subgroup = matrix_subgroup_size(traits);
+  Dispatch dispatch;
+  dispatch.shader = op.x.dtype == DType::bf16 ? "linear_many_coopmat_bf16" : "linear_many_coopmat";
+  dispatch.constants = {id_of(op.y.dtype), kManySubgroups * subgroup, subgroup, op.inputs, kBand, op.head_dim,
+                        flags_of(op)};
+  dispatch.subgroup_size = subgroup;
+  dispatch.groups = {divide_up(op.outputs, kManyTile), divide_up(op.rows, kManyTile), 1};
+  dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
+                         address_of(op.y), address_of(op.positions), address_of(op.table), op.rows, op.outputs,
+                         op.q_scale});
+  return dispatch;
+}
+
 uint64_t workgroups(const Attention& op, const AttentionTile& tile) {
   return uint64_t(divide_up(op.max_length, tile.subgroups * tile.rows * kMatrix)) * op.heads * op.sequences;
 }
@@ -191,12 +228,12 @@ uint32_t max_splits(const Product& op, const Traits& traits, const LinearTile& t
 Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, const LinearTile& tile, uint32_t splits) {
   struct Push {
     uint64_t x, weight, bias, residual, y, positions, table, partials, counters;
-    uint32_t rows, inputs, outputs, flags;
+    uint32_t rows, inputs, outputs;
     float q_scale;
   };
-  enum : uint32_t { kHasBias = 1, kHasResidual = 2, kHasGelu = 4, kResultIsF32 = 8 };  // as in the shader
-  const uint32_t flags = (op.bias ? kHasBias : 0u) | (op.residual ? kHasResidual : 0u) | (op.gelu ? kHasGelu : 0u) |
-                         (op.y.dtype == DType::f32 ? kResultIsF32 : 0u);
+  const bool is_many = tile.bm == kManyTile && tile.bn == kManyTile && tile.bk == kManyInputs &&
+                       tile.wm * tile.wn * tile.wk == kManySubgroups && splits == 1;
+  if (is_many && takes_many(op, traits)) return lower_many(op, traits);
   const uint32_t subgroup = matrix_subgroup_size(traits);
 
   Dispatch dispatch;
@@ -215,14 +252,15 @@ Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, cons
                         kBand,
                         splits,
                         tile.drain,
-                        op.head_dim};
+                        op.head_dim,
+                        flags_of(op)};
   dispatch.subgroup_size = subgroup;
   dispatch.uses_scratch = splits > 1;
   dispatch.groups = {divide_up(op.outputs, tile.bn), divide_up(op.rows, tile.bm), splits};
   dispatch.set_push(Push{address_of(op.x), address_of(op.weight), address_of(op.bias), address_of(op.residual),
                          address_of(op.y), address_of(op.positions), address_of(op.table),
                          traits.scratch_address + kScratchCounters * sizeof(uint32_t), traits.scratch_address, op.rows,
-                         op.inputs, op.outputs, flags, op.q_scale});
+                         op.inputs, op.outputs, op.q_scale});
   return dispatch;
 }
 

@@ -46,7 +46,7 @@ TEST_CASE("products of few inputs take the kernel for them where it can and ther
   CHECK(shader_for(able, 1280, 80, 8192) == "linear_coopmat");
   CHECK(shader_for(able, 1280, 64, 8190) == "linear_coopmat");  // results not aligned
   CHECK(shader_for(able, 127, 64, 32768) == "linear_coopmat");  // fewer rows than a tile has
-  CHECK(shader_for(able, 1280, 64, 1024) == "linear_coopmat");  // 80 tiles for 132 units
+  CHECK(shader_for(able, 1280, 64, 1024) != "linear_short_coopmat");  // 80 tiles for 132 units
 
   Traits small = able, plain = able, narrow = able;
   small.max_shared_bytes = 32768;
@@ -56,6 +56,19 @@ TEST_CASE("products of few inputs take the kernel for them where it can and ther
   CHECK(shader_for(narrow, 1280, 64, 8192) == "linear");
   plain.matrix_f16 = false;
   CHECK(shader_for(plain, 1280, 64, 8192) == "linear");
+}
+
+TEST_CASE("products of many rows take the kernel for them where it can", "[unit]") {
+  const Traits able{.max_shared_bytes = 49152, .compute_units = 132, .device_class = "nvidia", .matrix_f16 = true};
+  CHECK(shader_for(able, 16384, 1280, 5120) == "linear_many_coopmat");
+  CHECK(shader_for(able, 16383, 1280, 5124) == "linear_many_coopmat");  // the last tiles overlap those before
+  CHECK(shader_for(able, 16384, 1288, 5120) == "linear_coopmat");       // not whole steps
+  CHECK(shader_for(able, 16384, 1280, 5122) == "linear_coopmat");       // results not aligned
+  CHECK(shader_for(able, 16384, 1280, 124) == "linear_coopmat");        // fewer outputs than a tile has
+  CHECK(shader_for(able, 120, 1280, 65536) == "linear_coopmat");        // fewer rows
+  Traits small = able;
+  small.max_shared_bytes = 32768;
+  CHECK(shader_for(small, 16384, 1280, 5120) == "linear_coopmat");
 }
 
 }  // namespace turboesm::vulkan
