@@ -44,8 +44,7 @@ constexpr double kWarmUpShare = 0.25;  // of the time that is measured
 Timings repeat(Device& device, Recording& recording, const BenchOptions& options) {
   const Clock::time_point start = Clock::now();
   uint32_t warm_up = 0;
-  for (; warm_up < kWarmUp || (warm_up < options.max_repeats && seconds_since(start) < kWarmUpShare * options.seconds);
-       ++warm_up)
+  for (; warm_up < kWarmUp || seconds_since(start) < kWarmUpShare * options.seconds; ++warm_up)
     device.wait(device.submit(recording));
   std::vector<double> device_seconds, host_seconds;
   repeat(options, [&] {

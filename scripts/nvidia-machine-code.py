@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 FRAME, CONTAINER = b"\x28\xb5\x2f\xfd", b"NVuc"
-SECTIONS_AT, SECTION_BYTES, CODE = 0x40, 32, 1
+SECTIONS_AT, SECTION_BYTES, MOST_SECTIONS, CODE = 0x40, 32, 32, 1
 
 
 def frames(data):
@@ -31,9 +31,13 @@ def frames(data):
     while at >= 0:
         decoder = zstandard.ZstdDecompressor().decompressobj()
         try:
-            yield decoder.decompress(data[at:])
+            frame = decoder.decompress(data[at:])
+        except zstandard.ZstdError:
+            frame = None
+        if frame is not None and decoder.eof:
+            yield frame
             at = len(data) - len(decoder.unused_data)
-        except zstandard.ZstdError:  # four bytes that happen to look like the beginning of a frame
+        else:  # four bytes that happen to look like the beginning of a frame
             at += len(FRAME)
         at = data.find(FRAME, at)
 
@@ -43,7 +47,8 @@ def code_of(pipeline):
     begin = pipeline.find(CONTAINER)
     if begin < 0:
         return None
-    for at in range(begin + SECTIONS_AT, len(pipeline) - SECTION_BYTES, SECTION_BYTES):
+    first, end = begin + SECTIONS_AT, len(pipeline) - SECTION_BYTES
+    for at in range(first, min(first + MOST_SECTIONS * SECTION_BYTES, end), SECTION_BYTES):
         kind, size, offset = struct.unpack_from("<3I", pipeline, at)
         if kind == CODE and begin + offset + size <= len(pipeline):
             return pipeline[begin + offset : begin + offset + size]

@@ -1,25 +1,26 @@
 #version 450
-// Bidirectional attention inside packed sequences: out = softmax(q k^T) v per head, as attention_coopmat.comp, with what
-// VK_NV_cooperative_matrix2 adds to a subgroup's matrices. Operations on their elements, reductions of rows and
-// conversion from sums to a left operand keep scores and probabilities in registers. q, k, v and out are [tokens, heads,
-// head_dim] in D (fp16 or bf16), sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
+// Bidirectional attention inside packed sequences: out = softmax(q k^T) v per head, as attention_coopmat.comp, with
+// what VK_NV_cooperative_matrix2 adds to a subgroup's matrices. Operations on their elements, reductions of rows and
+// conversion from sums to a left operand keep scores and probabilities in registers. q, k, v and out are
+// [tokens, heads, head_dim] in D (fp16 or bf16), sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
 //
-// A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in blocks
-// of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (loaded to registers one block
-// ahead), each subgroup makes its scores = q k^T, probabilities exp(score - reference), and adds probabilities x v to its
-// sums. The reference of a row is some earlier maximum of it. It is raised only when a score exceeds it by more than
-// kSlack: in the first block, and hardly ever after. That is exact: sums and totals use the same reference, and
-// probabilities of at most e^8 are well inside fp16's range.
+// A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in
+// blocks of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (there one block ahead,
+// in registers two), each subgroup makes its scores = q k^T, probabilities exp(score - reference), and adds
+// probabilities x v to its sums. The reference of a row is some earlier maximum of it. It is set in the first block, and
+// raised when a score exceeds it by more than kSlack, which is rare. That is exact: sums and totals use the same
+// reference, and probabilities of at most e^8 are well inside fp16's range.
 //
-// What belongs to a row, as its reference, each invocation has for the two rows that its elements of a matrix lie in,
-// which are eight apart; a matrix of it would take four times the registers, of which there are too few.
+// Each invocation keeps what belongs to a row, as its reference, for the rows that its elements of a matrix lie in:
+// two, eight apart, on NVIDIA's cards, which the host makes sure of. A matrix of it would take four times the registers,
+// of which there are too few.
 //
 // Conversion to bf16 cuts off bits. A row's total is a product, too, probabilities times ones, so that what is lost
 // cancels but for its variation, which is no more than that of rounding. Results are rounded before conversion.
 //
 // Blocks start at the sequence's first key, and a row does not depend on its neighbours, so a result does not depend on
-// the batch. Keys past the sequence's end weigh nothing. head_dim is padded with zeros to a
-// multiple of 16 in shared memory only. Needs: head_dim % 8 == 0.
+// the batch. Keys past the sequence's end weigh nothing. head_dim is padded with zeros to a multiple of 16 in shared
+// memory only. Needs: head_dim % 8 == 0.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_vote : require
 #extension GL_NV_cooperative_matrix2 : require
@@ -67,7 +68,7 @@ Sums sums[ROWS * FD];
 MatrixB ones;
 Sums totals[ROWS];  // of the rows' probabilities, the same in every column
 
-// Of the rows of matrices number r: [2 r] of that whose number has no 8 in it, [2 r + 1] of the other.
+// Of this invocation's rows in matrices number r: [2 r] of the one from 0 to 7, [2 r + 1] of the one from 8 to 15.
 float highest[2 * ROWS];  // of the block's scores that are this invocation's
 float shifts[2 * ROWS];   // the negative reference, in powers of two
 float shrinks[2 * ROWS];  // by what the sums shrink when the reference rises
@@ -250,7 +251,8 @@ void main() {
 
   load_block(0);
   load_queries(first_query);
-  ones = MatrixB(Sums(min(float(push.heads), 1.0)));  // converted here: one, as fp16 and as bf16
+  // One, but not to the compiler of the shader, which would make it a constant of fp16 that bf16 cannot take over.
+  ones = MatrixB(Sums(min(float(push.heads), 1.0)));
   [[unroll]] for (uint i = 0; i < 2 * ROWS; ++i) shifts[i] = 0.0;
   [[unroll]] for (uint r = 0; r < ROWS; ++r) totals[r] = Sums(0.0);
   [[unroll]] for (uint i = 0; i < ROWS * FD; ++i) sums[i] = Sums(0.0);

@@ -16,9 +16,9 @@
 //
 // Codes in whole units, for as many queries as registers have room for, are kv_attention_rows.comp's.
 //
-// What bounds it is unpacking. A code costs two integer operations (compilers mask it out of its word by
-// itself, though the source masks bytes of four codes at once), one lookup of its centroid in shared memory, and one fma for each query: 4
-// instructions. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
+// What bounds it is unpacking. A code costs two or three integer operations (compilers mask it out of its word by
+// itself, though the source masks bytes of four codes at once), one lookup of its centroid in shared memory, and one
+// fma for each query. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
 // entry is broadcast. Lookups are the limit where a subgroup's takes a cycle of a multiprocessor and 4 others are
 // issued meanwhile. Tables of pairs of codes would halve the integer operations, but read as many bytes and must be
 // copied for each bank; choosing among 8 or 16 registers takes 7 or 15 instructions; a polynomial through the centroids
@@ -102,6 +102,8 @@ float projected_value(uint i) {
 }
 
 // From memory to registers. `block` is the address of a block's first word; words[at] is the first to fill.
+
+ReadWords words_at(uvec2 block, uint word) { return ReadWords(advance(block, 1, 4 * word)); }
 
 void load_units(uvec2 block, uint segment_at, uint n, uint bits, uint units, uint at) {
   ReadWords source = words_at(block, (place * PARTS / TOKENS + part) * units);
@@ -308,7 +310,7 @@ void attend(uint first, uint end, uint length) {
     if (token < length) load_biases(token);
     score_tokens(scores);
     UNROLL for (uint i = 0; i < kScores; ++i) {
-      UNROLL for (uint bit = 0; bit < 5; ++bit) {
+      UNROLL for (uint bit = 0; bit < 5; ++bit) {  // counts up, for other loops may stay loops
         if (1u << bit < PARTS) scores[i] += subgroupShuffleXor(scores[i], 1u << bit);
       }
       if ((FLAGS & HAS_BIAS) != 0) scores[i] += biases[i];

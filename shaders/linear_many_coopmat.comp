@@ -1,6 +1,6 @@
 #version 450
-// linear_coopmat.comp for many rows: y = epilogue(x weight^T + bias) + residual on matrix units, or RoPE as its epilogue
-// with HEAD_DIM; x [rows, INPUTS] and weight [outputs, INPUTS] are D (fp16 or bf16), products are summed in fp32 in
+// linear_coopmat.comp for many rows: y = epilogue(x weight^T + bias) + residual on matrix units, or RoPE as its
+// epilogue with HEAD_DIM; x [rows, INPUTS] and weight [outputs, INPUTS] are D (fp16 or bf16), products are summed in fp32 in
 // ascending order. INPUTS is a multiple of 64, outputs of 4 (of 24 with HEAD_DIM); there are at least BM rows and BN
 // outputs.
 //
@@ -37,7 +37,7 @@ layout(push_constant, scalar) uniform Push {
 const uint BM = 128;
 const uint BN = 128;
 const uint BK = 64;
-const uint WN = 2;  // subgroups side by side, and above each other
+const uint WN = 2;  // subgroups side by side, of four
 const uint SM = 64;
 const uint SN = 64;
 const uint FM = SM / M;  // matrices of sums in a subgroup's column and row
@@ -115,11 +115,12 @@ void write_tile(uvec2 first, uvec2 origin, vec4 bias) {
   const uint slice = gl_SubgroupID * SLICE;
   const uint lane_row = gl_SubgroupInvocationID / (SN / FOURS), lane_column = gl_SubgroupInvocationID % (SN / FOURS);
   const uint rows_at_once = SUBGROUP / (SN / FOURS);
+  const uvec2 own = corner + uvec2(lane_row, lane_column * FOURS);
   barrier();  // nobody reads the tile any more
   [[unroll]] for (uint i = 0; i < FM; ++i) {
     vec4 operand[ITEMS];
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
-      operand[n] = load_operand(corner + uvec2(i * M + n * rows_at_once + lane_row, lane_column * FOURS));
+      operand[n] = load_operand(own + uvec2(i * M + n * rows_at_once, 0));
     }
     if (i > 0) sync_subgroup();
     [[unroll]] for (uint j = 0; j < FN; ++j) {
@@ -127,7 +128,7 @@ void write_tile(uvec2 first, uvec2 origin, vec4 bias) {
     }
     sync_subgroup();
     [[unroll]] for (uint n = 0; n < ITEMS; ++n) {
-      const uvec2 at = corner + uvec2(i * M + n * rows_at_once + lane_row, lane_column * FOURS);
+      const uvec2 at = own + uvec2(i * M + n * rows_at_once, 0);
       const vec4 value =
           bias + uintBitsToFloat(tile[slice + (n * rows_at_once + lane_row) * SLICE_ROW + lane_column]);
       const uvec4 words = words_of(finished(at, value, operand[n]));

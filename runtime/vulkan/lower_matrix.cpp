@@ -19,9 +19,9 @@ constexpr uint32_t kBand = 8;           // tile rows that run side by side: shar
 constexpr uint32_t kTypicalUnits = 64;  // compute units of a device that does not say
 
 // What remained of 36 tiles, compared on an H200 over 34 shapes (rows 34 to 16384, the layers of 8M to 3B), as long as
-// each tile taken away cost nothing: with the cost below the choice is 3 % slower than the best of all on average. And
-// of 21 more for many rows, the one of four subgroups of 64 x 64: the fewest reads of shared memory for a product, and
-// two workgroups on a compute unit, which do not wait for each other's barriers. Their rates are in rates/;
+// each tile taken away cost nothing: with the cost below the choice is 2 to 3 % slower than the best of all on average.
+// And of 21 more for many rows, the one of four subgroups of 64 x 64: the fewest reads of shared memory for a product,
+// and two workgroups on a compute unit, which do not wait for each other's barriers. Their rates are in rates/;
 // `turboesm bench linear --variants` compares all of them for one shape.
 constexpr LinearTile kLinearTiles[] = {
     // bm, bn, bk, wm, wn, wk, stages, prefetch, drain
@@ -96,14 +96,33 @@ bool suits(const Attention& op, const Traits& traits) {
          addressable(uint64_t(op.tokens) * op.heads * op.head_dim, kEights);
 }
 
+// linear_many_coopmat.comp's tile, subgroups, and inputs of a step.
+constexpr uint32_t kManyTile = 128, kManySubgroups = 4, kManyInputs = 64;
+
+bool takes_many(const Product& op, const Traits& traits) {
+  constexpr uint32_t kSharedBytes = 2 * kManyTile * (kManyInputs / kEights + 1) * kVectorBytes + kManyTile * 4;
+  const uint32_t threads = kManySubgroups * matrix_subgroup_size(traits);
+  return suits(op, traits) && op.inputs > 0 && op.inputs % kManyInputs == 0 && op.rows >= kManyTile &&
+         op.outputs >= kManyTile && op.outputs % kFours == 0 && threads != 0 &&
+         threads <= traits.max_workgroup_invocations && kSharedBytes <= traits.max_shared_bytes;
+}
+
+bool is_many(const LinearTile& tile) {
+  return tile.bm == kManyTile && tile.bn == kManyTile && tile.bk == kManyInputs &&
+         tile.wm * tile.wn * tile.wk == kManySubgroups;
+}
+
 // Microseconds that the product takes by a tile of this rate. Where workgroups share a tile, their partial sums go
 // through memory.
 double cost(const Product& op, const Traits& traits, const LinearTile& tile, const TileRate& rate, uint32_t splits) {
   constexpr double kJoin = 0.95, kPerPartialByte = 0.55e-6;  // the last workgroup's additions, on an H200
+  // The rate of that tile is linear_many_coopmat.comp's, which takes it where it can.
+  constexpr double kWithoutMany = 1.25;
+  const double slower = is_many(tile) && (splits > 1 || !takes_many(op, traits)) ? kWithoutMany : 1;
   const uint32_t steps = divide_up(divide_up(op.inputs, tile.bk), splits);
   const double time = tile_microseconds(linear_rates(traits.device_class).launch, rate, workgroups(op, tile, splits),
                                         units(traits), steps);
-  return splits == 1 ? time : time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
+  return splits == 1 ? slower * time : slower * time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
 }
 
 // linear_short_coopmat.comp's tile: as many rows as outputs, by so many subgroups, and all inputs at once.
@@ -151,17 +170,6 @@ uint32_t flags_of(const Product& op) {
   enum : uint32_t { kHasBias = 1, kHasResidual = 2, kHasGelu = 4, kResultIsF32 = 8 };
   return (op.bias ? kHasBias : 0u) | (op.residual ? kHasResidual : 0u) | (op.gelu ? kHasGelu : 0u) |
          (op.y.dtype == DType::f32 ? kResultIsF32 : 0u);
-}
-
-// linear_many_coopmat.comp's tile, subgroups, and inputs of a step.
-constexpr uint32_t kManyTile = 128, kManySubgroups = 4, kManyInputs = 64;
-
-bool takes_many(const Product& op, const Traits& traits) {
-  constexpr uint32_t kSharedBytes = 2 * kManyTile * (kManyInputs / kEights + 1) * kVectorBytes + kManyTile * 4;
-  const uint32_t threads = kManySubgroups * matrix_subgroup_size(traits);
-  return suits(op, traits) && op.inputs > 0 && op.inputs % kManyInputs == 0 && op.rows >= kManyTile &&
-         op.outputs >= kManyTile && op.outputs % kFours == 0 && threads != 0 &&
-         threads <= traits.max_workgroup_invocations && kSharedBytes <= traits.max_shared_bytes;
 }
 
 Dispatch lower_many(const Product& op, const Traits& traits) {
@@ -231,9 +239,7 @@ Dispatch lower_matrix_product_with(const Product& op, const Traits& traits, cons
     uint32_t rows, inputs, outputs;
     float q_scale;
   };
-  const bool is_many = tile.bm == kManyTile && tile.bn == kManyTile && tile.bk == kManyInputs &&
-                       tile.wm * tile.wn * tile.wk == kManySubgroups && splits == 1;
-  if (is_many && takes_many(op, traits)) return lower_many(op, traits);
+  if (is_many(tile) && splits == 1 && takes_many(op, traits)) return lower_many(op, traits);
   const uint32_t subgroup = matrix_subgroup_size(traits);
 
   Dispatch dispatch;

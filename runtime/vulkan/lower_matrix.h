@@ -10,7 +10,7 @@
 namespace turboesm::vulkan {
 
 // The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp,
-// shaders/linear_short_coopmat.comp, shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2,
+// shaders/linear_many_coopmat.comp, shaders/linear_short_coopmat.comp, shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2,
 // shaders/attention_coopmat2.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
 // the shapes do not fit; the plain kernels then do the work.
 //
@@ -24,7 +24,8 @@ std::optional<Dispatch> lower_matrix_product(const Product& op, const Traits& tr
 // Needs head_dim <= 128 and a 16-bit `out`.
 std::optional<Dispatch> lower_matrix_attention(const Attention& op, const Traits& traits);
 
-// How linear_coopmat.comp cuts up its work; the names are those of its specialization constants. Sizes in elements.
+// How linear_coopmat.comp cuts up its work; the names are those of its specialization constants. Sizes in elements. The
+// tile of 128 x 128 by four subgroups is linear_many_coopmat.comp's where that kernel can.
 struct LinearTile {
   uint32_t bm, bn, bk;        // rows and outputs of a workgroup's tile, inputs of a step
   uint32_t wm, wn, wk;        // its grid of subgroups; each sums (bm / wm) x (bn / wn) over bk / wk of a step

@@ -170,8 +170,10 @@ void read_abilities(PhysicalDevice& device, const Extensions& extensions, const 
     device.info.features.push_back(fmt::format("ignored: {}", fault.reason));
   }
   abilities.bfloat16 = abilities.bfloat16 && abilities.matrices;
+  // attention_coopmat2.comp relies on which of a matrix's elements an invocation has on NVIDIA's cards.
   const auto& matrices2 = features.matrices2;
-  abilities.matrices2 = abilities.matrices && properties.core.properties.apiVersion >= VK_API_VERSION_1_3 &&
+  abilities.matrices2 = abilities.matrices && properties.v12.driverID == VK_DRIVER_ID_NVIDIA_PROPRIETARY &&
+                        properties.core.properties.apiVersion >= VK_API_VERSION_1_3 &&
                         features.maintenance4.maintenance4 && matrices2.cooperativeMatrixReductions &&
                         matrices2.cooperativeMatrixConversions && matrices2.cooperativeMatrixPerElementOperations &&
                         matrices2.cooperativeMatrixTensorAddressing && has_spirv("attention_coopmat2");

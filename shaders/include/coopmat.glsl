@@ -39,7 +39,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 16) restrict readonly 
 // what is left out is to make a NaN quiet, which every NaN is that arithmetic has made.
 uint bf16_in_upper_half(float value) {
   const uint bits = floatBitsToUint(value);
-  return isnan(value) ? bits : bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? bits : bits + 0x7fffu + ((bits >> 16) & 1u);
 }
 
 // Two elements of type DTYPE in a word, the first in the lower half. float16 takes the one instruction that devices

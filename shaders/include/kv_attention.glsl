@@ -100,7 +100,6 @@ uint place;  // of the first of this invocation's tokens in its block
 uint first_row() { return sequence * QUERIES; }
 uint row_of(uint query) { return (first_row() + query) * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
 
-ReadWords words_at(uvec2 block, uint word) { return ReadWords(advance(block, 1, 4 * word)); }
 
 uint k_block_words() { return kv_side_words(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS, QJL); }
 uint v_block_words() { return kv_side_words(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1, V_SCALE_BITS, 0); }
@@ -108,8 +107,7 @@ uint k_scales_at() { return kv_scales_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1); }
 uint v_scales_at() { return k_block_words() + kv_scales_at(V_N, V_SEGMENTS, V_BITS_0, V_BITS_1); }
 uint signs_at() { return kv_signs_at(K_N, K_SEGMENTS, K_BITS_0, K_BITS_1, K_SCALE_BITS); }
 
-// Work that a workgroup's invocations share is written as loops of known length, which become straight code whose loads
-// fly together.
+// A loop of known length, not one that begins at the invocation: it becomes straight code, whose loads fly together.
 void load_book(ReadWords codebook, bool of_head, uint segments, uint bits_0, uint bits_1, uint table) {
   const uint second = (2u << bits_0) - 1, size = second + (segments == 2 ? (2u << bits_1) - 1 : 0);
   const uint first = of_head ? head * size : 0;

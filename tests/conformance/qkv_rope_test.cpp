@@ -101,7 +101,8 @@ TEST_CASE("every variant of qkv_rope agrees with the oracle", "[conformance]") {
   conform_variants(42, [](Harness& harness) {
     for (const Types types :
          {Types{DType::f16, DType::f16}, Types{DType::bf16, DType::bf16}, Types{DType::bf16, DType::f32}})
-      for (const Shape shape : {Shape{150, 512, 4, 64}, Shape{33, 1032, 3, 24}, Shape{3, 512, 2, 16}})
+      for (const Shape shape :
+           {Shape{150, 512, 4, 64}, Shape{150, 320, 5, 64}, Shape{33, 1032, 3, 24}, Shape{3, 512, 2, 16}})
         add_qkv_rope(harness, types, shape);
   });
 }
