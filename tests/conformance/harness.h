@@ -23,11 +23,13 @@ std::unique_ptr<Device> open_device_under_test(bool matrix_cores = true);
 // What an output may differ by from the oracle's, `got` from `want`, both [n]:
 //   rms(got - want) <= relative x max(rms(want), scale)                        and, so that no single element hides,
 //   |got - want|    <= stragglers x relative x (max(rms(want), scale) + |want|)  for each one;
-// an element that is NaN or infinite is always wrong. relative == 0 asks for equal bits.
+// an infinite element is always wrong, and so is a NaN unless `nans`: then it must be one where the oracle's is.
+// relative == 0 asks for equal bits.
 struct Tolerance {
   double relative = 0;
   double scale = 0;  // what the terms of a sum measure, where they may cancel
   double stragglers = 8;
+  bool nans = false;
 };
 
 inline constexpr Tolerance kExact{};

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 #include <catch2/catch_test_macros.hpp>
@@ -111,6 +112,31 @@ void add_large_shapes(Harness& harness) {
     for (const uint32_t inputs : {16u, 64u}) add_linear(harness, types, {1300, inputs, 2052}, {});
 }
 
+// A row of x with a NaN. What rounds to 16 bits and what takes the larger of two could lose it.
+void add_nan(Harness& harness, Types types, Shape shape, Epilogue epilogue) {
+  const auto [rows, inputs, outputs] = shape;
+  const uint64_t count = uint64_t(rows) * outputs;
+  harness.add(fmt::format("{} rows, {} inputs, {} outputs, {}{}{}, a NaN", rows, inputs, outputs, name_of(types.in),
+                          epilogue.gelu ? ", gelu" : "", epilogue.residual ? ", residual" : ""),
+              [&](Case& c) -> Operation {
+                Rng& rng = harness.rng();
+                std::vector<float> x = rng.normals(uint64_t(rows) * inputs);
+                x[uint64_t(rows - 1) * inputs + inputs / 3] = std::numeric_limits<float>::quiet_NaN();
+                Tolerance tolerance = rounded(types.out, count, product_error(harness, types.in, inputs), 1);
+                tolerance.nans = true;
+                return Linear{
+                    .x = c.input(types.in, x),
+                    .weight = c.input(types.in, rng.normals(uint64_t(outputs) * inputs, 1 / std::sqrt(float(inputs)))),
+                    .bias = c.input(DType::f32, rng.normals(outputs)),
+                    .residual = epilogue.residual ? c.input(DType::f32, rng.normals(count)) : Tensor{},
+                    .y = c.output(types.out, count, tolerance),
+                    .rows = rows,
+                    .inputs = inputs,
+                    .outputs = outputs,
+                    .gelu = epilogue.gelu};
+              });
+}
+
 }  // namespace
 
 TEST_CASE("linear agrees with the oracle", "[conformance]") {
@@ -130,6 +156,15 @@ TEST_CASE("linear of large shapes agrees with the oracle", "[conformance]") {
   conform(6, Units::matrix_cores_too, [](Harness& harness) {
     if (harness.takes_large()) add_large_shapes(harness);
     add_linear(harness, {DType::f16, DType::f16}, {257, 64, 68}, {.bias = true, .gelu = true});
+  });
+}
+
+TEST_CASE("linear keeps a NaN", "[conformance]") {
+  conform(7, Units::matrix_cores_too, [](Harness& harness) {
+    for (const Types types : kTypes)
+      for (const Shape shape : {Shape{150, 512, 264}, Shape{5, 64, 66}})
+        for (const Epilogue epilogue : {Epilogue{}, Epilogue{.gelu = true}, Epilogue{.residual = true}})
+          add_nan(harness, types, shape, epilogue);
   });
 }
 
