@@ -4,16 +4,16 @@
 // conversion from sums to a left operand keep scores and probabilities in registers. q, k, v and out are
 // [tokens, heads, head_dim] in D (fp16 or bf16), sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
 //
-// A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in
-// blocks of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (there one block ahead,
-// in registers two), each subgroup makes its scores = q k^T, probabilities exp(score - reference), and adds
-// probabilities x v to its sums. The reference of a row is some earlier maximum of it. It is set in the first block, and
-// raised when a score exceeds it by more than kSlack, which is rare. That is exact: sums and totals use the same
-// reference, and probabilities of at most e^8 are well inside fp16's range.
+// A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in blocks
+// of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (there one block ahead, in
+// registers two), each subgroup makes its scores = q k^T, probabilities exp(score - reference), and adds probabilities
+// x v to its sums. The reference of a row is some earlier maximum of it. It is set in the first block, and raised when
+// a score exceeds it by more than kSlack, which is rare. That is exact: sums and totals use the same reference, and
+// probabilities of at most e^8 are well inside fp16's range.
 //
 // Each invocation keeps what belongs to a row, as its reference, for the rows that its elements of a matrix lie in:
-// two, eight apart, on NVIDIA's cards, which the host makes sure of. A matrix of it would take four times the registers,
-// of which there are too few.
+// two, eight apart, on NVIDIA's cards, which the host makes sure of. A matrix of it would take four times the
+// registers, of which there are too few.
 //
 // Conversion to bf16 cuts off bits. A row's total is a product, too, probabilities times ones, so that what is lost
 // cancels but for its variation, which is no more than that of rounding. Results are rounded before conversion.

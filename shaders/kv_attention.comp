@@ -18,8 +18,8 @@
 //
 // What bounds it is unpacking. A code costs two or three integer operations (compilers mask it out of its word by
 // itself, though the source masks bytes of four codes at once), one lookup of its centroid in shared memory, and one
-// fma for each query. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the same
-// entry is broadcast. Lookups are the limit where a subgroup's takes a cycle of a multiprocessor and 4 others are
+// fma for each query. A table has at most 16 entries, which lie in different banks, so that lookups never conflict: the
+// same entry is broadcast. Lookups are the limit where a subgroup's takes a cycle of a multiprocessor and 4 others are
 // issued meanwhile. Tables of pairs of codes would halve the integer operations, but read as many bytes and must be
 // copied for each bank; choosing among 8 or 16 registers takes 7 or 15 instructions; a polynomial through the centroids
 // as many.

@@ -17,16 +17,16 @@
 // WK > 1 is for few rows, where tiles must be small to occupy the device: fewer, larger sums a subgroup need less
 // shared-memory traffic. With WK = 1 the sum over inputs is in ascending order whatever the tile.
 //
-// The epilogue passes sums through shared memory, DRAIN x 16 rows of each subgroup at a time, as no element of a matrix has a
-// known place in registers. It adds up the WK partial sums in ascending order and stores whole 128-byte lines.
+// The epilogue passes sums through shared memory, DRAIN x 16 rows of each subgroup at a time, as no element of a matrix
+// has a known place in registers. It adds up the WK partial sums in ascending order and stores whole 128-byte lines.
 //
 // SPLITS > 1, also for few rows: that many workgroups, along z, share a tile, each summing a run of the steps, which
 // occupies the device with tiles large enough to read each operand from cache less often. They leave their sums in
 // scratch memory; the one that arrives last at the tile's counter adds them up in ascending order, whoever it is, and
 // finishes the tile. It leaves the counter at zero for the next product.
 //
-// Rows and outputs beyond the end are clamped when loaded and not stored; inputs
-// beyond the end are zeros. Needs: inputs % 8 == 0; outputs % 4 == 0 unless y is fp32.
+// Rows and outputs beyond the end are clamped when loaded and not stored; inputs beyond the end are zeros. Needs:
+// inputs % 8 == 0; outputs % 4 == 0 unless y is fp32.
 #extension GL_GOOGLE_include_directive : require
 #include "coopmat.glsl"
 
@@ -161,8 +161,9 @@ void finish_unaligned(uint row, uint column, vec4 value) {
   }
 }
 
-// Rows i, ..., i + DRAIN - 1 of this subgroup's matrices of sums, to shared memory. Arrays of matrices must be indexed by
-// constants, lest they leave the registers; with the choice made here the epilogue, whose code is long, can stay a loop.
+// Rows i, ..., i + DRAIN - 1 of this subgroup's matrices of sums, to shared memory. Arrays of matrices must be indexed
+// by constants, lest they leave the registers; with the choice made here the epilogue, whose code is long, can stay a
+// loop.
 void store_slice(uint i, uint slice) {
   [[unroll]] for (uint constant_i = 0; constant_i < FM; ++constant_i) {
     if (constant_i / DRAIN == i / DRAIN) {
@@ -249,8 +250,7 @@ uvec2 item_place(uint i, uint n, uint depth) {
 }
 
 // The WK subgroups that summed the same part of the tile share its epilogue, and no others wait for each other; `depth`
-// is this one's place among them.
-// `bias` is that of its outputs.
+// is this one's place among them. `bias` is that of its outputs.
 void write_tile(uvec2 origin, uint depth, uint place, vec4 bias) {
   const uvec2 corner = uvec2(place / WN * SM, place % WN * SN);
   const uint own_slice = (depth * WM * WN + place) * SLICE;

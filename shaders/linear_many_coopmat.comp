@@ -1,8 +1,8 @@
 #version 450
 // linear_coopmat.comp for many rows: y = epilogue(x weight^T + bias) + residual on matrix units, or RoPE as its
-// epilogue with HEAD_DIM; x [rows, INPUTS] and weight [outputs, INPUTS] are D (fp16 or bf16), products are summed in fp32 in
-// ascending order. INPUTS is a multiple of 64, outputs of 4 (of 24 with HEAD_DIM); there are at least BM rows and BN
-// outputs.
+// epilogue with HEAD_DIM; x [rows, INPUTS] and weight [outputs, INPUTS] are D (fp16 or bf16), products are summed in
+// fp32 in ascending order. INPUTS is a multiple of 64, outputs of 4 (of 24 with HEAD_DIM); there are at least BM rows
+// and BN outputs.
 //
 // A workgroup makes BM x BN outputs in steps of BK inputs; its four subgroups sum 64 x 64 each, the most that registers
 // hold, so that a product reads least from shared memory. A step goes from memory to registers while the one before is

@@ -120,9 +120,9 @@ double cost(const Product& op, const Traits& traits, const LinearTile& tile, con
   constexpr double kWithoutMany = 1.25;
   const double slower = is_many(tile) && (splits > 1 || !takes_many(op, traits)) ? kWithoutMany : 1;
   const uint32_t steps = divide_up(divide_up(op.inputs, tile.bk), splits);
-  const double time = tile_microseconds(linear_rates(traits.device_class).launch, rate, workgroups(op, tile, splits),
-                                        units(traits), steps);
-  return splits == 1 ? slower * time : slower * time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
+  const double time = slower * tile_microseconds(linear_rates(traits.device_class).launch, rate,
+                                                 workgroups(op, tile, splits), units(traits), steps);
+  return splits == 1 ? time : time + kJoin + kPerPartialByte * 8.0 * op.rows * op.outputs * splits;
 }
 
 // linear_short_coopmat.comp's tile: as many rows as outputs, by so many subgroups, and all inputs at once.

@@ -10,9 +10,9 @@
 namespace turboesm::vulkan {
 
 // The kernels on matrix units (cooperative matrices), fp16 and bf16: shaders/linear_coopmat.comp,
-// shaders/linear_many_coopmat.comp, shaders/linear_short_coopmat.comp, shaders/attention_coopmat.comp and, with VK_NV_cooperative_matrix2,
-// shaders/attention_coopmat2.comp. Nothing is returned when the device has no matrix unit for the operation's dtype, or
-// the shapes do not fit; the plain kernels then do the work.
+// shaders/linear_many_coopmat.comp, shaders/linear_short_coopmat.comp, shaders/attention_coopmat.comp and, with
+// VK_NV_cooperative_matrix2, shaders/attention_coopmat2.comp. Nothing is returned when the device has no matrix unit
+// for the operation's dtype, or the shapes do not fit; the plain kernels then do the work.
 //
 // A product's result depends on its tile in the last bits only, by the order of summation: tiles with wk = 1
 // and without splits agree to the bit. Attention agrees to the bit whatever else is in the batch.

@@ -1,6 +1,7 @@
 // What the cooperative-matrix kernels share. In those that have a bf16 twin the 16-bit float type occurs as the
-// component of matrices and nowhere else: matrices are loaded from arrays of uvec4 (eight elements each, so offsets and strides count eights) and all
-// conversion is integer code. One source thus serves float16 and, retyped (tools/retype_bf16.cpp), bfloat16.
+// component of matrices and nowhere else: matrices are loaded from arrays of uvec4 (eight elements each, so offsets and
+// strides count eights) and all conversion is integer code. One source thus serves float16 and, retyped
+// (tools/retype_bf16.cpp), bfloat16.
 #ifndef COOPMAT_GLSL
 #define COOPMAT_GLSL
 

@@ -1,7 +1,7 @@
 // What linear_coopmat.comp and linear_many_coopmat.comp share: the order of tiles, and how a layer ends, for four
-// neighbouring outputs of a row at a time: bias, GELU or RoPE, residual, and the words to be stored. What a layer has is
-// known when the pipeline is compiled. Before this come coopmat.glsl, the constants BM, BN, BAND, FLAGS and HEAD_DIM, and
-// `push` with the operands' addresses, rows, outputs and q_scale.
+// neighbouring outputs of a row at a time: bias, GELU or RoPE, residual, and the words to be stored. What a layer has
+// is known when the pipeline is compiled. Before this come coopmat.glsl, the constants BM, BN, BAND, FLAGS and
+// HEAD_DIM, and `push` with the operands' addresses, rows, outputs and q_scale.
 #ifndef LINEAR_COOPMAT_GLSL
 #define LINEAR_COOPMAT_GLSL
 

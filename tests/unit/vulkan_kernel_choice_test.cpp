@@ -44,8 +44,8 @@ TEST_CASE("products of few inputs take the kernel for them where it can and ther
   for (const uint32_t inputs : {16u, 32u, 64u}) CHECK(shader_for(able, 1280, inputs, 8192) == "linear_short_coopmat");
   CHECK(shader_for(able, 1280, 24, 8192) == "linear_coopmat");  // not whole matrices
   CHECK(shader_for(able, 1280, 80, 8192) == "linear_coopmat");
-  CHECK(shader_for(able, 1280, 64, 8190) == "linear_coopmat");  // results not aligned
-  CHECK(shader_for(able, 127, 64, 32768) == "linear_coopmat");  // fewer rows than a tile has
+  CHECK(shader_for(able, 1280, 64, 8190) == "linear_coopmat");        // results not aligned
+  CHECK(shader_for(able, 127, 64, 32768) == "linear_coopmat");        // fewer rows than a tile has
   CHECK(shader_for(able, 1280, 64, 1024) != "linear_short_coopmat");  // 80 tiles for 132 units
 
   Traits small = able, plain = able, narrow = able;
