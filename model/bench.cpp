@@ -153,7 +153,8 @@ AttentionBench bench_attention(Device& device, const AttentionShape& shape, cons
   const uint32_t tokens = sequences * length;
   Tensors tensors(device);
   const uint64_t count = uint64_t(tokens) * heads * head_dim;
-  const Tensor q = tensors.make(count, dtype), k = tensors.make(count, dtype), v = tensors.make(count, dtype);
+  const DType operands = attention_dtype(dtype);
+  const Tensor q = tensors.make(count, operands), k = tensors.make(count, operands), v = tensors.make(count, operands);
   const Tensor out = tensors.make(count, dtype), cu_seqlens = tensors.make(sequences + 1, DType::i32);
   std::vector<int32_t> starts(sequences + 1);
   for (uint32_t b = 0; b <= sequences; ++b) starts[b] = int32_t(b * length);

@@ -2,7 +2,8 @@
 // Bidirectional attention inside packed sequences: out = softmax(q k^T) v per head, as attention_coopmat.comp, with
 // what VK_NV_cooperative_matrix2 adds to a subgroup's matrices. Operations on their elements, reductions of rows and
 // conversion from sums to a left operand keep scores and probabilities in registers. q, k, v and out are
-// [tokens, heads, head_dim] in D (fp16 or bf16), sequence b is tokens cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
+// [tokens, heads, head_dim], the first three in D (fp16 or bf16), out in DTYPE (either of them); sequence b is tokens
+// cu_seqlens[b] .. cu_seqlens[b + 1], q is scaled.
 //
 // A workgroup takes 16 ROWS queries a subgroup of one head of one sequence and walks over the sequence's keys in blocks
 // of KEYS (FlashAttention, Dao et al. 2022): the block's k and v go through shared memory (there one block ahead, in
@@ -16,7 +17,7 @@
 // registers, of which there are too few.
 //
 // Conversion to bf16 cuts off bits. A row's total is a product, too, probabilities times ones, so that what is lost
-// cancels but for its variation, which is no more than that of rounding. Results are rounded before conversion.
+// cancels but for its variation, which is no more than that of rounding.
 //
 // Blocks start at the sequence's first key, and a row does not depend on its neighbours, so a result does not depend on
 // the batch. Keys past the sequence's end weigh nothing. head_dim is padded with zeros to a multiple of 16 in shared
@@ -29,6 +30,7 @@
 layout(constant_id = 3) const uint HEAD_DIM = 64;
 layout(constant_id = 4) const uint KEYS = 64;
 layout(constant_id = 5) const uint ROWS = 1;  // times 16 queries of a subgroup
+layout(constant_id = 6) const uint D = DTYPE_F16;  // of matrices
 
 layout(push_constant, scalar) uniform Push {
   Eights q;
@@ -134,9 +136,12 @@ float shrunk(const in uint row, const in uint column, const in float value, cons
   return value * shrinks[half_of(row, r)];
 }
 
+// The number whose bits in D are the result's in DTYPE, since it is matrices of D that are stored. (An infinity in bf16
+// becomes a NaN in fp16; averages of fp16's numbers have none.)
 float result_of(const in uint row, const in uint column, const in float sum, const in float total) {
   const float value = sum / total;
-  return DTYPE == DTYPE_BF16 ? uintBitsToFloat(bf16_bits(value) << 16) : value;
+  const uint bits = DTYPE == DTYPE_BF16 ? bf16_bits(value) : packHalf2x16(vec2(value, 0.0));
+  return D == DTYPE_BF16 ? uintBitsToFloat(bits << 16) : unpackHalf2x16(bits).x;
 }
 
 // By how much a score exceeds a row's reference, in powers of two.

@@ -297,8 +297,7 @@ std::span<const AttentionTile> attention_tiles() { return kAttentionTiles; }
 bool fits(const AttentionTile& tile, const Attention& op, const Traits& traits) {
   constexpr uint32_t kMaxTwoRows = 64;  // head_dim beyond which the sums of two rows no longer fit in registers
   const uint32_t subgroup = matrix_subgroup_size(traits);
-  const bool suits_kernel =
-      !tile.matrix2 || (traits.matrix2 && op.out.dtype == op.q.dtype && (tile.rows == 1 || op.head_dim <= kMaxTwoRows));
+  const bool suits_kernel = !tile.matrix2 || (traits.matrix2 && (tile.rows == 1 || op.head_dim <= kMaxTwoRows));
   return suits_kernel && subgroup != 0 && tile.subgroups * subgroup <= traits.max_workgroup_invocations &&
          shared_bytes(tile, op.head_dim) <= traits.max_shared_bytes;
 }
@@ -315,12 +314,9 @@ Dispatch lower_matrix_attention_with(const Attention& op, const Traits& traits, 
   Dispatch dispatch;
   dispatch.shader = tile.matrix2 ? (bf16 ? "attention_coopmat2_bf16" : "attention_coopmat2")
                                  : (bf16 ? "attention_coopmat_bf16" : "attention_coopmat");
-  dispatch.constants = {uint32_t(op.out.dtype),
-                        tile.subgroups * subgroup,
-                        subgroup,
-                        op.head_dim,
-                        tile.keys,
-                        tile.matrix2 ? tile.rows : uint32_t(op.q.dtype)};
+  dispatch.constants = {id_of(op.out.dtype), tile.subgroups * subgroup, subgroup, op.head_dim, tile.keys};
+  if (tile.matrix2) dispatch.constants.push_back(tile.rows);
+  dispatch.constants.push_back(id_of(op.q.dtype));
   dispatch.subgroup_size = subgroup;
   dispatch.groups = {divide_up(op.max_length, tile.subgroups * tile.rows * kMatrix), op.heads, op.sequences};
   dispatch.set_push(Push{address_of(op.q), address_of(op.k), address_of(op.v), address_of(op.cu_seqlens),

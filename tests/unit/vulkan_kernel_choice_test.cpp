@@ -1,4 +1,5 @@
-// Which kernel a product or the attention over a cache takes, by what the device can do, by shape and by format.
+// Which kernel a product, attention or attention over a cache takes, by what the device can do, by types, shape and
+// format.
 #include <string_view>
 
 #include <catch2/catch_test_macros.hpp>
@@ -15,6 +16,14 @@ std::string_view shader_for(const Traits& traits, uint32_t rows, uint32_t inputs
   const Tensor weight{.count = uint64_t(outputs) * inputs, .dtype = DType::f16};
   const Tensor y{.count = uint64_t(rows) * outputs};
   return lower(Linear{x, weight, {}, {}, y, rows, inputs, outputs}, traits).shader;
+}
+
+// Of attention with q, k and v of one type and results of another.
+std::string_view shader_for(const Traits& traits, DType operands, DType results) {
+  constexpr uint32_t kTokens = 16384, kHeads = 20, kHeadDim = 64;
+  const Tensor q{.count = uint64_t(kTokens) * kHeads * kHeadDim, .dtype = operands};
+  const Tensor out{.count = q.count, .dtype = results};
+  return lower(Attention{q, q, q, {}, out, kTokens, 16, kHeads, kHeadDim, 1024}, traits).shader;
 }
 
 // Of attention over a cache of this preset.
@@ -37,6 +46,16 @@ TEST_CASE("attention over a cache takes rows of codes where it can", "[unit]") {
     CHECK_FALSE(shader_for(preset, 64).starts_with("kv_attention_rows"));
   }
   CHECK_FALSE(shader_for("turbo", 24).starts_with("kv_attention_rows"));  // segments of 12 values, no whole units
+}
+
+TEST_CASE("attention takes the kernel of a device's operations on matrices, whatever the 16-bit types", "[unit]") {
+  Traits able{.max_shared_bytes = 49152, .compute_units = 132, .device_class = "nvidia"};
+  able.matrix_f16 = able.matrix_bf16 = able.matrix2 = true;
+  CHECK(shader_for(able, DType::f16, DType::f16) == "attention_coopmat2");
+  CHECK(shader_for(able, DType::f16, DType::bf16) == "attention_coopmat2");  // as models in bf16 have it
+  CHECK(shader_for(able, DType::bf16, DType::bf16) == "attention_coopmat2_bf16");
+  able.matrix2 = false;
+  CHECK(shader_for(able, DType::f16, DType::bf16) == "attention_coopmat");
 }
 
 TEST_CASE("products of few inputs take the kernel for them where it can and there are tiles enough", "[unit]") {
