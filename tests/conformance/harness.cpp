@@ -85,12 +85,31 @@ double rms(std::span<const float> values) {
 
 }  // namespace
 
-std::unique_ptr<Device> open_device_under_test(bool matrix_cores) {
+namespace {
+
+std::unique_ptr<Device> open_for_tests(std::string_view spec, bool matrix_cores) {
   DeviceOptions options;
   options.matrix_cores = matrix_cores;
   options.arbitrary_products = test_options().arbitrary_products;
   options.validation = test_options().validation;
-  return open_device(test_options().device, options).device;
+  return open_device(spec, options).device;
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_device_under_test(bool matrix_cores) {
+  return open_for_tests(test_options().device, matrix_cores);
+}
+
+std::vector<std::unique_ptr<Device>> open_devices_of_backend() {
+  std::vector<std::unique_ptr<Device>> devices;
+  devices.push_back(open_device_under_test());
+  const auto backend_of = [](std::string_view spec) { return spec.substr(0, spec.find(':')); };
+  const std::string spec = devices.front()->info().spec;
+  for (const DeviceListing& listing : list_devices().devices)
+    if (listing.problem.empty() && backend_of(listing.info.spec) == backend_of(spec))
+      devices.push_back(open_for_tests(listing.info.spec, /*matrix_cores=*/true));
+  return devices;
 }
 
 double sum_error(uint64_t terms) { return 1e-6 + 0x1p-24 * std::sqrt(double(terms)); }

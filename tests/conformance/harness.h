@@ -19,6 +19,8 @@ namespace turboesm::conformance {
 
 // The device under test, with Vulkan's validation layers unless --no-validation.
 std::unique_ptr<Device> open_device_under_test(bool matrix_cores = true);
+// The same and all others of its back end; itself once more, at least.
+std::vector<std::unique_ptr<Device>> open_devices_of_backend();
 
 // What an output may differ by from the oracle's, `got` from `want`, both [n]:
 //   rms(got - want) <= relative x max(rms(want), scale)                        and, so that no single element hides,

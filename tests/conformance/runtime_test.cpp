@@ -144,6 +144,47 @@ TEST_CASE("submissions that are not waited for follow one another", "[conformanc
   }
 }
 
+TEST_CASE("several devices and one opened twice do not disturb each other", "[conformance]") {
+  constexpr uint32_t kWidth = 64, kRows = 256, kCount = kWidth * kRows;
+  struct Open {
+    std::unique_ptr<Device> device;
+    std::unique_ptr<Buffer> buffer;
+    std::unique_ptr<Recording> forth, back;
+    Tensor tensor(uint64_t i) const { return {buffer.get(), 4 * i * kCount, kCount, DType::f32}; }
+  };
+  std::vector<Open> all;
+  for (std::unique_ptr<Device>& device : open_devices_of_backend()) {
+    Open& open = all.emplace_back();
+    open.device = std::move(device);
+    open.buffer = allocate(*open.device, 4 * (2 * kCount + kWidth * kWidth));
+  }
+  REQUIRE(all.size() >= 2);
+  for (Open& open : all) {
+    const Shift shift{{open.buffer.get(), 8 * kCount, kWidth * kWidth, DType::f32}, kRows, kWidth};
+    const Operation add[] = {shift(open.tensor(0), open.tensor(1), open.tensor(1))},
+                    add_back[] = {shift(open.tensor(1), open.tensor(0), open.tensor(0))};
+    open.device->upload<float>(shift.weight, Shift::weights(kWidth));
+    open.device->upload<float>(open.tensor(0), repeated(kCount, float(&open - all.data() + 1)));
+    open.device->upload<float>(open.tensor(1), repeated(kCount, 0));
+    open.forth = open.device->record(add);
+    open.back = open.device->record(add_back);
+  }
+  for (int i = 0; i < 5; ++i) {
+    for (Open& open : all) {
+      open.device->submit(*open.forth);
+      open.device->submit(*open.back);
+    }
+  }
+  all.front().forth.reset(), all.front().back.reset();  // while the others run
+  all.front().buffer.reset(), all.front().device.reset();
+  for (const Open& open : std::span(all).subspan(1)) {
+    INFO(open.device->info().spec);
+    const float first = float(&open - all.data() + 1);
+    CHECK(difference(*open.device, open.tensor(0), repeated(kCount, 89 * first)) == "");
+    CHECK(difference(*open.device, open.tensor(1), repeated(kCount, 55 * first)) == "");
+  }
+}
+
 TEST_CASE("accumulating operations add at each submission", "[conformance]") {
   const auto device = open_device_under_test();
   constexpr uint32_t kHeads = 3, kLength = 40, kResidues = kLength - 2;
