@@ -6,25 +6,11 @@ namespace turboesm {
 namespace {
 
 // Attention of one step in one layer: the new K and V into the cache, then all rows' queries over it. The keys stay as
-// they are stored; what their transform and their mean before RoPE ask for is done to the queries, once.
+// they are stored; what their transform and their mean before RoPE ask for is done to the queries, once. That comes
+// first, since the append, which shares nothing with it, can run beside it so on CUDA.
 void cached_attention(LayerBuilder& builder, const Esm2Config& c, const ForwardTensors& t, const DecodeTensors& d,
                       const KvCache& cache, const KvLayer& layer) {
   const uint32_t sequences = cache.sequences(), rows = 2 * sequences, heads = c.heads, head_dim = c.head_dim();
-  builder.add(KvAppend{.k = t.k,
-                       .v = t.v,
-                       .appends = d.appends,
-                       .table = t.rope_table,
-                       .k_side = layer.k,
-                       .v_side = layer.v,
-                       .cache = layer.cache,
-                       .format = cache.format(),
-                       .tokens = rows,
-                       .sequences = sequences,
-                       .heads = heads,
-                       .head_dim = head_dim,
-                       .capacity = cache.capacity(),
-                       .table_rows = cache.capacity(),
-                       .max_count = 1});
   builder.add(KvQuery{.q = t.q,
                       .transform = layer.query_transform,
                       .projection = layer.k.projection,
@@ -44,6 +30,21 @@ void cached_attention(LayerBuilder& builder, const Esm2Config& c, const ForwardT
                        .rows = rows * heads,
                        .inputs = head_dim,
                        .outputs = cache.capacity()});
+  builder.add(KvAppend{.k = t.k,
+                       .v = t.v,
+                       .appends = d.appends,
+                       .table = t.rope_table,
+                       .k_side = layer.k,
+                       .v_side = layer.v,
+                       .cache = layer.cache,
+                       .format = cache.format(),
+                       .tokens = rows,
+                       .sequences = sequences,
+                       .heads = heads,
+                       .head_dim = head_dim,
+                       .capacity = cache.capacity(),
+                       .table_rows = cache.capacity(),
+                       .max_count = 1});
   builder.add(KvAttention{.q = d.q,
                           .projected = d.projected,
                           .bias = d.bias,

@@ -48,6 +48,11 @@ struct Launch {
   // What was launched last on the stream is a kernel, whose end the next may prepare itself for (start() in
   // kernel_tools.cuh).
   mutable bool follows_kernel = false;
+  // The operation runs beside those before it, back to a KvQuery: its inputs are complete when its kernel starts, and
+  // it shares no memory with them. It waits for them only in its end, so that who waits for it has waited for them.
+  mutable bool beside = false;
+  // So does the next one: a KvQuery lets it start when its own inputs are complete, not before.
+  mutable bool next_beside = false;
 };
 
 inline uint64_t address_of(const Tensor& tensor) {

@@ -421,7 +421,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
                  : i % 2 == 0                  ? -side.position_mean[at + 1]
                                                : side.position_mean[at - 1];
   }
-  wait_for_inputs();
+  if (!a.beside) wait_for_inputs();
   __syncthreads();
 
   const uint64_t item = uint64_t(blockIdx.x) * warps + warp;
@@ -461,6 +461,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
     encoder.store(token % KV_BLOCK, a.cache + block * a.block_words + side.first_word);
     __syncwarp();
   }
+  wait_for_inputs();
 }
 
 template <uint32_t kValues, bool kFull>
@@ -517,7 +518,8 @@ void launch(const KvAppend& a, const Launch& l) {
       .head_dim = d,
       .blocks = a.capacity / KV_BLOCK,
       .block_words = a.format.block_words(d),
-      .max_count = a.max_count};
+      .max_count = a.max_count,
+      .beside = l.beside};
   if (launch_kv_append_many(arguments, l)) return;
   static_assert(kMaxHeadDim == 8 * kWarp);
   switch (d) {

@@ -5,6 +5,7 @@
 // which no kernel writes, is brought to shared memory while the kernel before still runs; the stride of its rows there
 // lets lanes that are 4 apart read different banks.
 #include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/kv_position.cuh"
 #include "runtime/operation_rules.h"
 
 namespace turboesm::cuda {
@@ -18,6 +19,7 @@ struct QueryArguments {
   float *out, *projected;
   uint32_t rows, heads, head_dim, rows_of_block;
   bool transform_of_head;
+  bool next_beside;  // Launch's
 };
 
 __host__ __device__ constexpr uint32_t staged_stride(uint32_t head_dim) { return head_dim + 4; }
@@ -49,8 +51,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* 
       store4(staged + i / d * stride + i % d, load4(transform + i));
     transform = staged;
   }
-  let_next_start();
+  if (!a.next_beside) let_next_start();
   wait_for_inputs();
+  if (a.next_beside) let_next_start();
   __syncthreads();
   const uint32_t end = min(a.rows, (blockIdx.y + 1) * a.rows_of_block);
   for (uint32_t row = blockIdx.y * a.rows_of_block + threadIdx.y; row < end; row += kWarps) {
@@ -61,10 +64,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* 
     __syncwarp();
     if (a.position_mean) {
       const float* m = a.position_mean + uint64_t(head) * d;
-      for (uint32_t i = 2 * threadIdx.x; i < d; i += 2 * kWarp) {
-        const float2 v = load2(x + i), w = load2(m + i);
-        store2(position + at + i, {v.x * w.x + v.y * w.y, v.y * w.x - v.x * w.y});
-      }
+      for (uint32_t i = 2 * threadIdx.x; i < d; i += 2 * kWarp)
+        store2(position + at + i, position_of(load2(x + i), load2(m + i)));
     }
     if (a.transform) {
       multiply(transform, stride, x, d, y);
@@ -94,7 +95,8 @@ void launch(const KvQuery& a, const Launch& l) {
                            .heads = a.heads,
                            .head_dim = d,
                            .rows_of_block = kWarps,
-                           .transform_of_head = a.transform.count > uint64_t(d) * d};
+                           .transform_of_head = a.transform.count > uint64_t(d) * d,
+                           .next_beside = l.next_beside};
   // Once the multiprocessors have some blocks each, more rows share a transform.
   while (a.heads * blocks_of(a.rows, arguments.rows_of_block) > 8 * l.gpu.multiprocessors) arguments.rows_of_block *= 2;
   const uint32_t shared = a.transform && d <= kStagedHeadDim ? d * staged_stride(d) * 4 : 0;

@@ -11,7 +11,11 @@
 // The order of the summands of a product is free, alike for A and B: lane t has inputs 8 t .. 8 t + 7 of every 32 in
 // one load, of which each of two steps takes four. So is that of the columns: column c of tile n, n < 2, is output 4 (c
 // / 2) + 2 n + c % 2, so that a lane has four neighbouring ones and eight rows of whole sectors are written at once.
+//
+// With kPosition x is made here, KvQuery's position of the queries that p.x then is, so that the kernel need not wait
+// for KvQuery's but runs beside it.
 #include "runtime/cuda/kernel_tools.cuh"
+#include "runtime/cuda/kv_position.cuh"
 #include "runtime/cuda/product.h"
 
 namespace turboesm::cuda {
@@ -52,8 +56,26 @@ __device__ __forceinline__ void load_row(const void* matrix, uint32_t row, uint3
     to[i] = row < rows && kPiece * i + 8 * t < inputs ? __ldg(source + 4 * i) : uint4{0, 0, 0, 0};
 }
 
-template <class T, class Y, uint32_t kPieces>
-__global__ void __launch_bounds__(kThreads) shallow(const Product p, uint32_t block_outputs) {
+// KvQuery's position of eight neighbours of a query.
+template <class T>
+__device__ __forceinline__ uint4 positions_of(const uint4& query, const float* mean) {
+  const T* q = reinterpret_cast<const T*>(&query);
+  const auto pair = [&](uint32_t i) {
+    const float2 position = position_of(float2{to_float(q[2 * i]), to_float(q[2 * i + 1])}, load2(mean + 2 * i));
+    return pack_pair<T>(position.x, position.y);
+  };
+  return {pair(0), pair(1), pair(2), pair(3)};
+}
+
+// Row r of x belongs to head r % heads, of whose keys `means` [heads, inputs] are the means.
+struct PositionMeans {
+  const float* means = nullptr;
+  uint32_t heads = 1;
+};
+
+template <class T, class Y, uint32_t kPieces, bool kPosition>
+__global__ void __launch_bounds__(kThreads)
+    shallow(const Product p, const PositionMeans position, uint32_t block_outputs) {
   constexpr uint32_t kTiles = kPieces <= 2 ? 2 : 1, kRows = 16 * kTiles;  // of a warp, as registers allow
   const uint32_t lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const uint32_t first_row = (blockIdx.y * kWarps + threadIdx.x / kWarp) * kRows;
@@ -67,14 +89,22 @@ __global__ void __launch_bounds__(kThreads) shallow(const Product p, uint32_t bl
       load_row(p.weight, output + 4 * (g / 2) + 2 * n + g % 2, p.outputs, p.inputs, t, next[n]);
   };
   load_weights(begin);
-  wait_for_inputs();
+  if (!kPosition) wait_for_inputs();
   if (first_row >= p.rows) return;
   uint4 x[kTiles][2][kPieces];  // rows g and g + 8 of each tile
 #pragma unroll
   for (uint32_t m = 0; m < kTiles; ++m) {
 #pragma unroll
-    for (uint32_t half = 0; half < 2; ++half)
-      load_row(p.x, first_row + 16 * m + 8 * half + g, p.rows, p.inputs, t, x[m][half]);
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t row = first_row + 16 * m + 8 * half + g;
+      load_row(p.x, row, p.rows, p.inputs, t, x[m][half]);
+      if constexpr (kPosition) {
+        const float* means = position.means + uint64_t(row % position.heads) * p.inputs + 8 * t;
+#pragma unroll
+        for (uint32_t i = 0; i < kPieces; ++i)
+          if (kPiece * i + 8 * t < p.inputs) x[m][half][i] = positions_of<T>(x[m][half][i], means + kPiece * i);
+      }
+    }
   }
 
   for (uint32_t output = begin; output < end; output += kOutputs) {
@@ -115,18 +145,19 @@ __global__ void __launch_bounds__(kThreads) shallow(const Product p, uint32_t bl
       }
     }
   }
+  if (kPosition) wait_for_inputs();
 }
 
 constexpr uint32_t rows_of_block(uint32_t inputs) { return kWarps * (inputs <= 2 * kPiece ? 32 : 16); }
 
-template <class T, class Y>
-void launch_types(const Product& p, uint32_t variant, const Launch& l) {
+template <class T, class Y, bool kPosition>
+void launch_types(const Product& p, const PositionMeans& position, uint32_t variant, const Launch& l) {
   const uint32_t outputs = kBlockOutputs[variant];
   const dim3 grid(blocks_of(p.outputs, outputs), blocks_of(p.rows, rows_of_block(p.inputs)));
-  const auto kernel = p.inputs <= kPiece       ? shallow<T, Y, 1>
-                      : p.inputs <= 2 * kPiece ? shallow<T, Y, 2>
-                                               : shallow<T, Y, kMostInputs / kPiece>;
-  start(kernel, grid, dim3(kThreads), 0, l, p, outputs);
+  const auto kernel = p.inputs <= kPiece       ? shallow<T, Y, 1, kPosition>
+                      : p.inputs <= 2 * kPiece ? shallow<T, Y, 2, kPosition>
+                                               : shallow<T, Y, kMostInputs / kPiece, kPosition>;
+  start(kernel, grid, dim3(kThreads), 0, l, p, position, outputs);
 }
 
 }  // namespace
@@ -148,9 +179,33 @@ bool shallow_can(const Product& p, uint32_t variant, const Gpu& gpu) {
 void launch_shallow(const Product& p, uint32_t variant, const Launch& l) {
   with_type(p.y_dtype, [&](auto y) {
     using Y = decltype(y);
-    if (p.dtype == DType::f16) return launch_types<__half, Y>(p, variant, l);
-    launch_types<__nv_bfloat16, Y>(p, variant, l);
+    if (p.dtype == DType::f16) return launch_types<__half, Y, false>(p, {}, variant, l);
+    launch_types<__nv_bfloat16, Y, false>(p, {}, variant, l);
   });
+}
+
+bool position_bias_can(const KvQuery& query, const Linear& bias, const Gpu& gpu) {
+  // Beyond, making x again for every block of outputs takes longer than waiting for it (a thousand outputs, an H200).
+  constexpr uint32_t kMostRows = 2560;
+  const Product p = product_of(bias);
+  return p.rows > 0 && p.rows <= kMostRows && query.q.dtype == p.dtype && p.y_dtype == DType::f32 &&
+         shallow_can(p, 0, gpu);
+}
+
+void launch_position_bias(const KvQuery& query, const Linear& bias, const Launch& l) {
+  Product p = product_of(bias);
+  p.x = pointer<const void>(query.q);
+  // As few blocks as occupy the device.
+  const auto blocks = [&](uint32_t variant) {
+    return blocks_of(p.outputs, kBlockOutputs[variant]) * blocks_of(p.rows, rows_of_block(p.inputs));
+  };
+  uint32_t variant = kShallowVariants - 1;
+  while (variant > 0 && blocks(variant) < 2 * l.gpu.multiprocessors) --variant;
+  const PositionMeans position{pointer<const float>(query.position_mean), query.heads};
+  if (p.dtype == DType::f16)
+    launch_types<__half, float, true>(p, position, variant, l);
+  else
+    launch_types<__nv_bfloat16, float, true>(p, position, variant, l);
 }
 
 }  // namespace turboesm::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/cuda/product.h"
 #include "runtime/cuda/products.h"
 #include "runtime/error.h"
 
@@ -250,6 +251,54 @@ std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
   return strict;
 }
 
+// Whether one of two operations writes what the other reads or writes.
+bool conflict(const Operation& first, const Operation& second) {
+  const auto for_each = [](const Operation& operation, auto&& visit) {
+    std::visit(
+        [&](const auto& a) {
+          a.operands([&](std::string_view, const Tensor& tensor, uint64_t elements, Access access, uint32_t) {
+            if (tensor) visit(range_of(tensor, elements), access != Access::read);
+          });
+        },
+        operation);
+  };
+  bool found = false;
+  for_each(first, [&](const AddressRange& a, bool a_written) {
+    for_each(second, [&](const AddressRange& b, bool b_written) {
+      found |= (a_written || b_written) && a.begin < b.end && b.begin < a.end;
+    });
+  });
+  return found;
+}
+
+// Whether operation i is the Linear for the bias of positions of the KvQuery before it, has nothing else to do with
+// that, and there is a kernel for it that makes the positions itself.
+bool is_bias_beside(std::span<const Operation> operations, size_t i, const Gpu& gpu) {
+  const auto* linear = std::get_if<Linear>(&operations[i]);
+  const auto* query = linear && i > 0 ? std::get_if<KvQuery>(&operations[i - 1]) : nullptr;
+  if (!query || !query->position || address_of(query->position) != address_of(linear->x)) return false;
+  if (query->position.dtype != linear->x.dtype || query->head_dim != linear->inputs) return false;
+  if (uint64_t(query->rows) * query->heads != linear->rows || !position_bias_can(*query, *linear, gpu)) return false;
+  Linear without_x = *linear;
+  without_x.x = {};
+  return !conflict(*query, without_x);
+}
+
+// Which operations run beside those before them (Launch::beside): such a Linear, and a KvAppend behind it or behind a
+// KvQuery, if it has nothing to do with them.
+std::vector<bool> find_beside(std::span<const Operation> operations, const Gpu& gpu) {
+  std::vector<bool> beside(operations.size(), false);
+  for (size_t i = 1; i < operations.size(); ++i) {
+    if (is_bias_beside(operations, i, gpu)) beside[i] = true;
+    if (!std::holds_alternative<KvAppend>(operations[i])) continue;
+    const size_t query = beside[i - 1] ? i - 2 : i - 1;
+    beside[i] = std::holds_alternative<KvQuery>(operations[query]) &&
+                std::ranges::none_of(operations.subspan(query, i - query),
+                                     [&](const Operation& other) { return conflict(other, operations[i]); });
+  }
+  return beside;
+}
+
 }  // namespace
 
 Recording::Recording(Session& session, std::span<const Operation> operations, bool profile)
@@ -262,12 +311,18 @@ Recording::Recording(Session& session, std::span<const Operation> operations, bo
     operations_.assign(operations.begin(), operations.end());
     return;
   }
-  const std::vector<bool> strict = strictly_ordered(operations);
+  const std::vector<bool> strict = strictly_ordered(operations), beside = find_beside(operations, place.gpu);
   Capture capture(session.stream());
   require(cudaEventRecordWithFlags(events_[0].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
   for (size_t i = 0; i < operations.size(); ++i) {
     if (strict[i]) place.follows_kernel = false;
-    cuda::launch(operations[i], place);
+    place.beside = beside[i];
+    place.next_beside = i + 1 < operations.size() && beside[i + 1];
+    const auto* bias = std::get_if<Linear>(&operations[i]);
+    if (bias && beside[i])
+      launch_position_bias(std::get<KvQuery>(operations[i - 1]), *bias, place);
+    else
+      cuda::launch(operations[i], place);
   }
   require(cudaEventRecordWithFlags(events_[1].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
   graph_ = capture.end();
