@@ -3,6 +3,7 @@
 #define GELU_GLSL
 
 #include "erf_coefficients.h"
+#include "gelu_coefficients.h"
 
 float erf(float x) {
   const float t = x * x;
@@ -27,22 +28,17 @@ float gelu(float z) {
   return fma(half_z, erf(z * 0.70710678118654752), half_z);
 }
 
-// The same with fewer instructions, right to 2.4e-7 of 1 and, for z > -6, to 2.3e-6 of itself: for kernels whose epilogue
-// shows in their time. With a = |z|, gelu(z) = max(z, 0) - a erfc(a / sqrt 2) / 2 (no cancellation for negative z), and
-//   erfc(a / sqrt 2) / 2 = exp(-a^2 / 2) R(1 / (1 + 0.36 a)),  R(t) = t (R0 + t (R1 + ... + t R6)),
-// a minimax fit of the relative error (6.3e-7) over 0 <= a <= 12; beyond, the exponential is 0 in fp32.
+// The same with fewer instructions (gelu_coefficients.h), for kernels whose epilogue shows in their time.
 float gelu_of_few_instructions(float z) {
-  const float a = min(abs(z), 20.0);
-  const float t = 1.0 / fma(0.36, a, 1.0);
-  float r = 0.0479430221;
-  r = fma(r, t, -0.182798043);
-  r = fma(r, t, 0.185085446);
-  r = fma(r, t, 0.0236971900);
-  r = fma(r, t, 0.140765831);
-  r = fma(r, t, 0.141579941);
-  r = fma(r, t, 0.143726871);
-  const float tail = t * r * exp2(-0.721347520 * a * a);
-  return fma(-a, tail, 0.5 * (z + abs(z)));  // the latter is max(z, 0), but keeps a NaN
+  const float h = min(abs(z), TURBOESM_GELU_LIMIT);
+  float p = TURBOESM_GELU_P6;
+  p = fma(p, h, TURBOESM_GELU_P5);
+  p = fma(p, h, TURBOESM_GELU_P4);
+  p = fma(p, h, TURBOESM_GELU_P3);
+  p = fma(p, h, TURBOESM_GELU_P2);
+  p = fma(p, h, TURBOESM_GELU_P1);
+  p = fma(p, h, TURBOESM_GELU_P0);
+  return fma(-h, exp2(p), 0.5 * (z + abs(z)));  // the latter is max(z, 0), but keeps a NaN
 }
 
 #endif  // GELU_GLSL

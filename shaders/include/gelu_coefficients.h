@@ -1,4 +1,4 @@
-// Coefficients of GELU by a power of two, in fp32, for C++ and CUDA alike: macros only.
+// Coefficients of GELU by a power of two, in fp32, for C++, CUDA and GLSL alike: macros only.
 //
 //   GELU(z) = z/2 (1 + erf(z / sqrt 2)) = max(z, 0) - h Q(h),  h = |z|,  Q(h) = erfc(h / sqrt 2) / 2 = 2^P(h)
 //   P(h) = P0 + h (P1 + h (P2 + ... + h P6)), Horner's scheme, with h capped at LIMIT
