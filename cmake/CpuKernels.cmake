@@ -8,7 +8,7 @@ list(TRANSFORM TURBOESM_CPU_KERNELS REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/runtim
 function(turboesm_add_cpu_kernels target)
   set(variants baseline)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-    set(variants avx512_bf16 avx512 avx2 baseline)
+    set(variants amx_bf16 avx512_bf16 avx512 avx2 baseline)
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "MSVC")
     message(FATAL_ERROR "the CPU kernels are written with the vector types of GCC and Clang: use clang-cl")
@@ -24,6 +24,7 @@ function(turboesm_add_cpu_kernels target)
   set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-uninitialized>)
   set(avx512_bf16_flags ${avx512_flags} -mavx512bf16)
+  set(amx_bf16_flags ${avx512_bf16_flags} -mamx-tile -mamx-bf16)
 
   set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cpu/kv_kernels.cpp
                               PROPERTIES COMPILE_OPTIONS ${no_contraction})

@@ -1,6 +1,7 @@
 // Linear and QkvRope on the CPU: x weight^T, tile by tile, with bias, GELU, residual and RoPE on a tile's rows while
 // they are in the nearest cache.
 #include "runtime/cpu/panels.h"
+#include "runtime/cpu/tiles.h"
 #include "runtime/cpu/variant.h"
 #include "shaders/include/gelu_coefficients.h"
 
@@ -54,6 +55,15 @@ struct Words {
 #endif
   }
   bool in_place() const { return tensor.dtype == DType::f32 || pairs(); }
+
+  // Whether they are multiplied by tiles.h.
+  bool in_tiles() const {
+#if defined(__AMX_BF16__)
+    return pairs() && inputs % (2 * kTile) == 0;
+#else
+    return false;
+#endif
+  }
 };
 
 // Inputs first .. first + count of the tile's weights into panels.
@@ -63,6 +73,30 @@ void pack_weight(const Words& weight, const Tile& t, uint64_t first, uint64_t co
   pack_transposed(t.outputs, weight.pairs() ? count / 2 : count, panels,
                   [&](uint64_t row) { return weight.at(t.output + row, first, count, scratch[calls++ % kVector]); });
 }
+
+#if defined(__AMX_BF16__)
+// multiply_part() for up to kTilesRows rows, by tiles. Rows of sums up to a multiple of kTile are written.
+void multiply_part_in_tiles(const Words& x, uint64_t row, uint64_t rows, uint64_t first, uint64_t count,
+                            const float* panels, uint64_t panel_count, float* sums) {
+  constexpr uint64_t kWords = kDepth / 2;
+  const uint64_t depth = count / 2, tiles = (rows + kTile - 1) / kTile;
+  alignas(64) float padded[kTilesRows][kWords];
+  const float* block = x.at(row, first, count, padded[0]);
+  uint64_t stride = x.inputs / 2;
+  if (rows % kTile != 0) {  // there may be no more memory behind the last row
+    for (uint64_t r = 0; r < tiles * kTile; ++r) {
+      if (r < rows)
+        std::memcpy(padded[r], block + r * stride, depth * sizeof(float));
+      else
+        std::memset(padded[r], 0, depth * sizeof(float));
+    }
+    block = padded[0], stride = kWords;
+  }
+  const auto multiply = tiles == 2 ? multiply_tiles<2> : multiply_tiles<1>;
+  for (uint64_t p = 0; p < panel_count; ++p)
+    multiply(block, stride, panels + p * depth * kPanel, depth, sums + p * kPanel, kProductOutputs, first > 0);
+}
+#endif
 
 // Adds the part of a product that inputs first .. first + count make, for rows row .. row + rows of x.
 void multiply_part(const Words& x, uint64_t row, uint64_t rows, uint64_t first, uint64_t count, const float* panels,
@@ -90,13 +124,21 @@ void multiply_tile(const Tensor& x, const Tensor& weight, uint64_t inputs, const
   float* sums = scratch.get(kProductRows * kProductOutputs + panel_count * kPanel * kDepth);  // of the tile's rows
   float* panels = sums + kProductRows * kProductOutputs;
   const Words x_words{x, inputs}, weight_words{weight, inputs};
+#if defined(__AMX_BF16__)
+  const Tiles tiles;
+  const uint64_t block_rows = x_words.in_tiles() ? kTilesRows : kBlockRows;
+  const auto multiply = x_words.in_tiles() ? multiply_part_in_tiles : multiply_part;
+#else
+  constexpr uint64_t block_rows = kBlockRows;
+  const auto multiply = multiply_part;
+#endif
   for (uint64_t first = 0; first < inputs; first += kDepth) {
     const uint64_t count = min_of(kDepth, inputs - first);
     pack_weight(weight_words, t, first, count, panels);
-    for (uint64_t row = 0; row < t.rows; row += kBlockRows) {
-      const uint64_t rows = min_of(kBlockRows, t.rows - row);
+    for (uint64_t row = 0; row < t.rows; row += block_rows) {
+      const uint64_t rows = min_of(block_rows, t.rows - row);
       float* block = sums + row * kProductOutputs;
-      multiply_part(x_words, t.row + row, rows, first, count, panels, panel_count, block);
+      multiply(x_words, t.row + row, rows, first, count, panels, panel_count, block);
       if (first + count < inputs) continue;
       for (uint64_t r = 0; r < rows; ++r) epilogue(t.row + row + r, block + r * kProductOutputs);
     }
