@@ -62,7 +62,8 @@ struct LinearBench {
 };
 LinearBench bench_linear(Device& device, const LinearShape& shape, const BenchOptions& options);
 
-// Attention inside sequences of one length, on random q, k and v, of the types that a model of this one has.
+// Attention inside sequences of one length, on random q, k and v, with the types of a model in `dtype`: bf16 has q, k
+// and v in f16.
 struct AttentionShape {
   uint32_t sequences = 16, length = 1024, heads = 20, head_dim = 64;
   DType dtype = DType::f32;

@@ -1,7 +1,9 @@
 // Linear and QkvRope on the CPU: x weight^T, tile by tile, with bias, GELU, residual and RoPE on a tile's rows while
 // they are in the nearest cache.
+#include <optional>
+
+#include "runtime/cpu/amx.h"
 #include "runtime/cpu/panels.h"
-#include "runtime/cpu/tiles.h"
 #include "runtime/cpu/variant.h"
 #include "shaders/include/gelu_coefficients.h"
 
@@ -56,10 +58,10 @@ struct Words {
   }
   bool in_place() const { return tensor.dtype == DType::f32 || pairs(); }
 
-  // Whether they are multiplied by tiles.h.
-  bool in_tiles() const {
-#if defined(__AMX_BF16__)
-    return pairs() && inputs % (2 * kTile) == 0;
+  // Whether amx.h multiplies them.
+  bool by_amx() const {
+#if defined(TURBOESM_AMX)
+    return pairs() && inputs % (2 * kAmx) == 0;
 #else
     return false;
 #endif
@@ -74,17 +76,20 @@ void pack_weight(const Words& weight, const Tile& t, uint64_t first, uint64_t co
                   [&](uint64_t row) { return weight.at(t.output + row, first, count, scratch[calls++ % kVector]); });
 }
 
-#if defined(__AMX_BF16__)
-// multiply_part() for up to kTilesRows rows, by tiles. Rows of sums up to a multiple of kTile are written.
-void multiply_part_in_tiles(const Words& x, uint64_t row, uint64_t rows, uint64_t first, uint64_t count,
-                            const float* panels, uint64_t panel_count, float* sums) {
+#if defined(TURBOESM_AMX)
+// So every pass is of whole registers, and a tile's sums have room for its rows rounded up to them.
+static_assert(kDepth % (2 * kAmx) == 0 && kProductRows % kAmx == 0);
+
+// multiply_part() for up to kAmxBlockRows rows. Rows of sums up to a multiple of kAmx are written.
+void multiply_part_by_amx(const Words& x, uint64_t row, uint64_t rows, uint64_t first, uint64_t count,
+                          const float* panels, uint64_t panel_count, float* sums) {
   constexpr uint64_t kWords = kDepth / 2;
-  const uint64_t depth = count / 2, tiles = (rows + kTile - 1) / kTile;
-  alignas(64) float padded[kTilesRows][kWords];
+  const uint64_t depth = count / 2, registers = (rows + kAmx - 1) / kAmx;
+  alignas(64) float padded[kAmxBlockRows][kWords];
   const float* block = x.at(row, first, count, padded[0]);
   uint64_t stride = x.inputs / 2;
-  if (rows % kTile != 0) {  // there may be no more memory behind the last row
-    for (uint64_t r = 0; r < tiles * kTile; ++r) {
+  if (rows % kAmx != 0) {  // there may be no more memory behind the last row
+    for (uint64_t r = 0; r < registers * kAmx; ++r) {
       if (r < rows)
         std::memcpy(padded[r], block + r * stride, depth * sizeof(float));
       else
@@ -92,7 +97,7 @@ void multiply_part_in_tiles(const Words& x, uint64_t row, uint64_t rows, uint64_
     }
     block = padded[0], stride = kWords;
   }
-  const auto multiply = tiles == 2 ? multiply_tiles<2> : multiply_tiles<1>;
+  const auto multiply = registers == 2 ? multiply_by_amx<2> : multiply_by_amx<1>;
   for (uint64_t p = 0; p < panel_count; ++p)
     multiply(block, stride, panels + p * depth * kPanel, depth, sums + p * kPanel, kProductOutputs, first > 0);
 }
@@ -124,10 +129,11 @@ void multiply_tile(const Tensor& x, const Tensor& weight, uint64_t inputs, const
   float* sums = scratch.get(kProductRows * kProductOutputs + panel_count * kPanel * kDepth);  // of the tile's rows
   float* panels = sums + kProductRows * kProductOutputs;
   const Words x_words{x, inputs}, weight_words{weight, inputs};
-#if defined(__AMX_BF16__)
-  const Tiles tiles;
-  const uint64_t block_rows = x_words.in_tiles() ? kTilesRows : kBlockRows;
-  const auto multiply = x_words.in_tiles() ? multiply_part_in_tiles : multiply_part;
+#if defined(TURBOESM_AMX)
+  std::optional<AmxRegisters> registers;
+  if (x_words.by_amx()) registers.emplace();
+  const uint64_t block_rows = registers ? kAmxBlockRows : kBlockRows;
+  const auto multiply = registers ? multiply_part_by_amx : multiply_part;
 #else
   constexpr uint64_t block_rows = kBlockRows;
   const auto multiply = multiply_part;

@@ -21,9 +21,9 @@ inline bool starts_early(const Launch& l) {
   return CUDART_VERSION >= 12030 && l.follows_kernel && l.gpu.compute_capability >= 90;
 }
 
-// Launches `kernel`, which must begin with wait_for_inputs(): from compute capability 9.0 on its blocks may be placed
-// while the kernel before it still runs. `cluster` neighbouring blocks along x are a cluster. A grid without blocks is
-// not launched.
+// Launches `kernel`, which must begin with wait_for_inputs(), or end with it under Launch::beside: from compute
+// capability 9.0 on its blocks may be placed while the kernel before it still runs. `cluster` neighbouring blocks along
+// x are a cluster. A grid without blocks is not launched.
 template <class... Parameters, class... Arguments>
 void start_clusters(uint32_t cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                     const Launch& l, Arguments&&... arguments) {
@@ -79,14 +79,15 @@ void with_type(DType dtype, Body&& body) {
 // ---- On the device --------------------------------------------------------------------------------------------------
 
 // Returns when all that was launched before has finished and its writes can be seen. Until then only what no kernel
-// writes (weights, lengths) may be read, and nothing written.
+// writes (weights, lengths) may be read, and nothing written, but for Launch::beside.
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
 }
 
-// From here on the next kernel's blocks may take what room this one leaves; they wait in wait_for_inputs().
+// From here on the next kernel's blocks may take what room this one leaves; until this one has ended they wait in
+// wait_for_inputs().
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();

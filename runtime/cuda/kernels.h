@@ -32,8 +32,9 @@ struct CompiledFor {
 };
 CompiledFor compiled_for(cudaStream_t stream);
 
-// Kernels of one device run one after another, so all may use the same scratch memory while they run. Its first
-// kCounters words are zero whenever a kernel starts; who counts there puts them back to zero.
+// Kernels that use scratch memory run one after another, so all may use the same while they run. (Those that run beside
+// others, see Launch, use none.) Its first kCounters words are zero whenever a kernel starts; who counts there puts
+// them back to zero.
 inline constexpr uint64_t kCounters = 16384;
 inline constexpr uint64_t kScratchBytes = uint64_t(64) << 20;
 
@@ -48,10 +49,13 @@ struct Launch {
   // What was launched last on the stream is a kernel, whose end the next may prepare itself for (start() in
   // kernel_tools.cuh).
   mutable bool follows_kernel = false;
-  // The operation runs beside those before it, back to a KvQuery: its inputs are complete when its kernel starts, and
-  // it shares no memory with them. It waits for them only in its end, so that who waits for it has waited for them.
+  // The operation may run beside those before it, back to a KvQuery: what its kernel reads was complete when that
+  // KvQuery's inputs were, before which the kernel does not start, and it shares no memory with those kernels. It waits
+  // for them in its end, so that who waits for it has waited for them. (CUDA promises that what is launched has begun
+  // after the trigger, and the KvQuery triggers after its wait; that this wait's writes can be seen follows, but is
+  // not said.)
   mutable bool beside = false;
-  // So does the next one: a KvQuery lets it start when its own inputs are complete, not before.
+  // The next operation is such a one: a KvQuery lets it start when its own inputs are complete, not before.
   mutable bool next_beside = false;
 };
 

@@ -461,7 +461,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
     encoder.store(token % KV_BLOCK, a.cache + block * a.block_words + side.first_word);
     __syncwarp();
   }
-  wait_for_inputs();
+  wait_for_inputs();  // so that who waits for this kernel has waited for those beside it
 }
 
 template <uint32_t kValues, bool kFull>

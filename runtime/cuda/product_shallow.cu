@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  if (kPosition) wait_for_inputs();
+  if (kPosition) wait_for_inputs();  // so that who waits for this kernel has waited for the KvQuery beside it
 }
 
 constexpr uint32_t rows_of_block(uint32_t inputs) { return kWarps * (inputs <= 2 * kPiece ? 32 : 16); }
@@ -187,9 +187,10 @@ void launch_shallow(const Product& p, uint32_t variant, const Launch& l) {
 bool position_bias_can(const KvQuery& query, const Linear& bias, const Gpu& gpu) {
   // Beyond, making x again for every block of outputs takes longer than waiting for it (a thousand outputs, an H200).
   constexpr uint32_t kMostRows = 2560;
+  constexpr int kNeeded = 90;  // compute capability: below, kernels do not overlap
   const Product p = product_of(bias);
-  return p.rows > 0 && p.rows <= kMostRows && query.q.dtype == p.dtype && p.y_dtype == DType::f32 &&
-         shallow_can(p, 0, gpu);
+  return gpu.compute_capability >= kNeeded && p.rows > 0 && p.rows <= kMostRows && query.q.dtype == p.dtype &&
+         p.y_dtype == DType::f32 && shallow_can(p, 0, gpu);
 }
 
 void launch_position_bias(const KvQuery& query, const Linear& bias, const Launch& l) {

@@ -276,7 +276,7 @@ bool conflict(const Operation& first, const Operation& second) {
 bool is_bias_beside(std::span<const Operation> operations, size_t i, const Gpu& gpu) {
   const auto* linear = std::get_if<Linear>(&operations[i]);
   const auto* query = linear && i > 0 ? std::get_if<KvQuery>(&operations[i - 1]) : nullptr;
-  if (!query || !query->position || address_of(query->position) != address_of(linear->x)) return false;
+  if (!query || !query->position_mean || address_of(query->position) != address_of(linear->x)) return false;
   if (query->position.dtype != linear->x.dtype || query->head_dim != linear->inputs) return false;
   if (uint64_t(query->rows) * query->heads != linear->rows || !position_bias_can(*query, *linear, gpu)) return false;
   Linear without_x = *linear;
@@ -291,9 +291,10 @@ std::vector<bool> find_beside(std::span<const Operation> operations, const Gpu& 
   for (size_t i = 1; i < operations.size(); ++i) {
     if (is_bias_beside(operations, i, gpu)) beside[i] = true;
     if (!std::holds_alternative<KvAppend>(operations[i])) continue;
-    const size_t query = beside[i - 1] ? i - 2 : i - 1;
-    beside[i] = std::holds_alternative<KvQuery>(operations[query]) &&
-                std::ranges::none_of(operations.subspan(query, i - query),
+    const size_t first = beside[i - 1] ? i - 2 : i - 1;
+    const auto* query = std::get_if<KvQuery>(&operations[first]);
+    beside[i] = query && query->rows > 0 && query->heads > 0 &&  // of none no kernel is launched
+                std::ranges::none_of(operations.subspan(first, i - first),
                                      [&](const Operation& other) { return conflict(other, operations[i]); });
   }
   return beside;

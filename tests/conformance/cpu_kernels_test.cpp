@@ -81,12 +81,12 @@ TEST_CASE("the CPU kernels of every instruction set agree with plain loops", "[c
     CHECK(device->info().driver == std::string(kernels->name) + " kernels");
     Harness harness(std::move(device), 7);
     for (const DType dtype : kFloatTypes) {
-      for (const uint32_t rows : {1u, 5u, 13u, 440u})
+      for (const uint32_t rows : {1u, 5u, 13u, 29u, 440u})
         for (const uint32_t inputs : {2u, 34u, 64u, 530u, 544u})
           for (const uint32_t outputs : {33u, 130u})
             add_linear(harness, dtype, rows, inputs, outputs, (rows + inputs) % 2 != 0);
       for (const uint32_t head_dim : {8u, 24u, 64u, 128u}) {
-        add_qkv_rope(harness, dtype, 31, 66, 3, head_dim);
+        for (const uint32_t inputs : {66u, 96u}) add_qkv_rope(harness, dtype, 31, inputs, 3, head_dim);
         add_attention(harness, dtype, 2, head_dim, pack({1, 31, 0, 129, 260}));
       }
     }

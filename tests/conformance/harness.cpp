@@ -83,10 +83,6 @@ double rms(std::span<const float> values) {
   return values.empty() ? 0 : std::sqrt(sum / double(values.size()));
 }
 
-}  // namespace
-
-namespace {
-
 std::unique_ptr<Device> open_for_tests(std::string_view spec, bool matrix_cores) {
   DeviceOptions options;
   options.matrix_cores = matrix_cores;
