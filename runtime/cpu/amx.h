@@ -83,4 +83,4 @@ inline void multiply_by_amx(const float* x, uint64_t x_stride, const float* pane
 }  // namespace
 }  // namespace turboesm::cpu
 
-#endif  // __AMX_BF16__
+#endif  // TURBOESM_AMX

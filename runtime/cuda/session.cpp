@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/accesses.h"
 #include "runtime/cuda/product.h"
 #include "runtime/cuda/products.h"
 #include "runtime/error.h"
@@ -197,13 +198,8 @@ void prepare(std::span<const Operation> operations, const Launch& place) {
   place.products->prepare(steps, place);
 }
 
-struct AddressRange {
-  uint64_t begin, end;
-};
-
-AddressRange range_of(const Tensor& tensor, uint64_t elements) {
-  const uint64_t begin = address_of(tensor);
-  return {begin, begin + elements * size_of(tensor.dtype)};
+std::vector<AccessedRange> accesses_of(const Operation& operation) {
+  return turboesm::accesses_of(operation, [](const Tensor& tensor) { return address_of(tensor); });
 }
 
 // What kernels may read before those ahead of them have finished (wait_for_inputs() in kernel_tools.cuh).
@@ -219,56 +215,28 @@ bool is_read_early(std::string_view operation, std::string_view operand) {
 // For each operation whether it must be launched after the ones ahead of it have finished, because one of the
 // recording's operations writes what it reads early. In a model none does: these are weights and lengths.
 std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
-  std::vector<AddressRange> written;
+  std::vector<AccessedRange> written;
   for (const Operation& operation : operations)
-    std::visit(
-        [&](const auto& a) {
-          a.operands([&](std::string_view, const Tensor& tensor, uint64_t elements, Access access, uint32_t) {
-            if (tensor && access != Access::read) written.push_back(range_of(tensor, elements));
-          });
-        },
-        operation);
-  std::ranges::sort(written, {}, &AddressRange::begin);
+    for (const AccessedRange& range : accesses_of(operation))
+      if (range.writes) written.push_back(range);
+  std::ranges::sort(written, {}, &AccessedRange::begin);
   uint64_t reach = 0;  // ends in ascending order, too: each covers what begins before it
-  for (AddressRange& range : written) range.end = reach = std::max(reach, range.end);
-  const auto is_written = [&](const AddressRange& range) {
-    const auto after = std::ranges::lower_bound(written, range.end, {}, &AddressRange::begin);
+  for (AccessedRange& range : written) range.end = reach = std::max(reach, range.end);
+  const auto is_written = [&](const AccessedRange& range) {
+    const auto after = std::ranges::lower_bound(written, range.end, {}, &AccessedRange::begin);
     return after != written.begin() && std::prev(after)->end > range.begin;
   };
   std::vector<bool> strict;
-  for (const Operation& operation : operations) {
-    bool conflicts = false;
-    std::visit(
-        [&](const auto& a) {
-          a.operands([&](std::string_view name, const Tensor& tensor, uint64_t elements, Access access, uint32_t) {
-            if (tensor && access == Access::read && is_read_early(a.kName, name))
-              conflicts |= is_written(range_of(tensor, elements));
-          });
-        },
-        operation);
-    strict.push_back(conflicts);
-  }
+  for (const Operation& operation : operations)
+    strict.push_back(std::ranges::any_of(accesses_of(operation), [&](const AccessedRange& range) {
+      return !range.writes && is_read_early(name_of(operation), range.operand) && is_written(range);
+    }));
   return strict;
 }
 
 // Whether one of two operations writes what the other reads or writes.
 bool conflict(const Operation& first, const Operation& second) {
-  const auto for_each = [](const Operation& operation, auto&& visit) {
-    std::visit(
-        [&](const auto& a) {
-          a.operands([&](std::string_view, const Tensor& tensor, uint64_t elements, Access access, uint32_t) {
-            if (tensor) visit(range_of(tensor, elements), access != Access::read);
-          });
-        },
-        operation);
-  };
-  bool found = false;
-  for_each(first, [&](const AddressRange& a, bool a_written) {
-    for_each(second, [&](const AddressRange& b, bool b_written) {
-      found |= (a_written || b_written) && a.begin < b.end && b.begin < a.end;
-    });
-  });
-  return found;
+  return turboesm::conflict(accesses_of(first), accesses_of(second));
 }
 
 // Whether operation i is the Linear for the bias of positions of the KvQuery before it, has nothing else to do with

@@ -50,7 +50,7 @@ void VulkanRecording::record(Pipelines& pipelines, std::span<const Operation> op
   for (size_t i = 0; i < operations.size(); ++i) {
     const Traits& traits = physical_.traits;
     const Dispatch& dispatch = dispatches[i];
-    std::vector<AccessedRange> accesses = accesses_of(operations[i]);
+    std::vector<AccessedRange> accesses = accesses_of(operations[i], address_of);
     if (dispatch.uses_scratch)
       accesses.push_back({traits.scratch_address, traits.scratch_address + traits.scratch_bytes, true});
     const bool conflict = hazards.needs_barrier_before(accesses);
