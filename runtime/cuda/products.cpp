@@ -112,6 +112,9 @@ constexpr struct {
   size_t finalists;
   int rounds;
 } kSweeps[] = {{kFinalists, 3}, {6, 6}, {3, 12}};
+// Then over combinations of the best of each kind, and more often over the best of these.
+constexpr size_t kTogether = 2, kMostCombinations = 64, kBestCombinations = 6;
+constexpr int kRoundsOfAll = 6, kRoundsOfBest = 20;
 
 // A number that differs from product to product and is the same in every run.
 uint32_t scattered(const Product& p) {
@@ -402,9 +405,9 @@ std::vector<Products::Choice> Products::fastest(const Product& p, const Launch& 
 }
 
 // Short products depend on their surroundings: their weights come from memory rather than from the L2 cache, and
-// kernels overlap with what precedes and follows them. So the finalists are tried in the recording's order, a kind at a
-// time.
-void Products::refine(const Steps& steps, std::map<Kind, std::vector<Choice>> finalists, const Launch& place) {
+// kernels overlap with what precedes and follows them. So the finalists are tried in the recording's order: first a
+// kind at a time, then the best of each together.
+void Products::refine(const Steps& steps, Finalists finalists, const Launch& place) {
   const std::span<const Step> first(steps.data(), std::min(steps.size(), kChain));
   std::vector<Product> products;
   for (const auto& [operation, p] : first)
@@ -412,6 +415,9 @@ void Products::refine(const Steps& steps, std::map<Kind, std::vector<Choice>> fi
   if (products.size() < 2) return;
   for (const Product& p : products)
     if (uint64_t(p.rows) * (p.inputs + p.outputs) * size_of(p.dtype) > gpu_.l2_bytes / 4) return;  // long
+  std::erase_if(finalists, [&](const auto& entry) {
+    return std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == entry.first; });
+  });
   const Trial trial(first, pool_, place);
   if (!trial) return;
   const auto chain = [&] {
@@ -424,7 +430,6 @@ void Products::refine(const Steps& steps, std::map<Kind, std::vector<Choice>> fi
   };
   for (const auto& [count, rounds] : kSweeps)
     for (auto& [kind, choices] : finalists) {
-      if (std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == kind; })) continue;
       choices.resize(std::min(choices.size(), count));
       Choice& chosen = chosen_.at(kind);
       std::vector<GraphExec> graphs;
@@ -437,10 +442,40 @@ void Products::refine(const Steps& steps, std::map<Kind, std::vector<Choice>> fi
       std::ranges::stable_sort(choices, {}, &Choice::microseconds);
       chosen = choices.front();
     }
+  choose_together(std::move(finalists), chain, place);
+}
+
+// A kind at a time the choice can end where no kind alone has a better way, but several together have.
+void Products::choose_together(Finalists finalists, const std::function<void()>& chain, const Launch& place) {
+  size_t count = 1;  // combination i has choice i % n of the first kind's n, i / n % m of the second's m, and so on
+  for (auto& [kind, choices] : finalists) {
+    choices.resize(count * kTogether <= kMostCombinations ? std::min(choices.size(), kTogether) : 1);
+    count *= choices.size();
+  }
+  if (count == 1) return;
+  const auto choose = [&](size_t combination) {
+    for (const auto& [kind, choices] : finalists) {
+      chosen_.at(kind) = choices[combination % choices.size()];
+      combination /= choices.size();
+    }
+  };
+  std::vector<GraphExec> graphs;
+  std::vector<size_t> combinations(count);
+  for (size_t i = 0; i < count; ++i) {
+    choose(combinations[i] = i);
+    graphs.push_back(capture(place, chain));
+  }
+  std::vector<float> microseconds = least_microseconds(graphs, kRoundsOfAll, place);
+  std::ranges::stable_sort(combinations, {}, [&](size_t i) { return microseconds[i]; });
+  combinations.resize(std::min(count, kBestCombinations));
+  std::vector<GraphExec> best;
+  for (const size_t i : combinations) best.push_back(std::move(graphs[i]));
+  microseconds = least_microseconds(best, kRoundsOfBest, place);
+  choose(combinations[size_t(std::ranges::min_element(microseconds) - microseconds.begin())]);
 }
 
 void Products::prepare(const Steps& steps, const Launch& place) {
-  std::map<Kind, std::vector<Choice>> finalists;
+  Finalists finalists;
   for (const auto& [operation, p] : steps) {
     if (!p || p->rows == 0 || p->outputs == 0) continue;
     const Kind kind = kind_of(*p);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -52,7 +53,9 @@ class Products {
   };
   std::vector<Choice> candidates(const Product& p) const;
   std::vector<Choice> fastest(const Product& p, const Launch& place) const;
-  void refine(const Steps& steps, std::map<Kind, std::vector<Choice>> finalists, const Launch& place);
+  using Finalists = std::map<Kind, std::vector<Choice>>;  // best first
+  void refine(const Steps& steps, Finalists finalists, const Launch& place);
+  void choose_together(Finalists finalists, const std::function<void()>& chain, const Launch& place);
   void run(const Product& p, const Choice& choice, const Launch& place) const;
   template <class Body>
   GraphExec capture(const Launch& place, Body&& body) const;
