@@ -20,7 +20,7 @@ std::string usage_message(const CLI::App* app, const CLI::Error& error) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"ESM-2 protein language models on any GPU: Vulkan, or the CPU", "turboesm"};
+  CLI::App app{"ESM-2 protein language models on any GPU: Vulkan, CUDA, or the CPU", "turboesm"};
   app.set_version_flag("--version", fmt::format("turboesm {} ({})", TURBOESM_VERSION, TURBOESM_COMMIT));
   app.failure_message(usage_message);
   app.require_subcommand(1);
