@@ -5,7 +5,8 @@
 #include "runtime/cuda/product.h"
 
 // Products with Hopper's own instructions (wgmma, TMA, clusters; compute capability 9.0): `large` for many rows,
-// `few` for a handful of rows or of outputs. Which variant is fastest for a shape is for the caller to measure.
+// `medium` for tens to hundreds, `few` for a handful of rows or of outputs. Which variant is fastest for a shape is for
+// the caller to measure.
 namespace turboesm::cuda {
 
 // Variants are numbered 0 .. hopper_variants() - 1.
