@@ -418,6 +418,7 @@ void Products::refine(const Steps& steps, Finalists finalists, const Launch& pla
   std::erase_if(finalists, [&](const auto& entry) {
     return std::ranges::none_of(products, [&](const Product& p) { return kind_of(p) == entry.first; });
   });
+  if (finalists.empty()) return;
   const Trial trial(first, pool_, place);
   if (!trial) return;
   const auto chain = [&] {
@@ -460,10 +461,11 @@ void Products::choose_together(Finalists finalists, const std::function<void()>&
     }
   };
   std::vector<GraphExec> graphs;
-  std::vector<size_t> combinations(count);
+  std::vector<size_t> combinations;
   for (size_t i = 0; i < count; ++i) {
-    choose(combinations[i] = i);
+    choose(i);
     graphs.push_back(capture(place, chain));
+    combinations.push_back(i);
   }
   std::vector<float> microseconds = least_microseconds(graphs, kRoundsOfAll, place);
   std::ranges::stable_sort(combinations, {}, [&](size_t i) { return microseconds[i]; });

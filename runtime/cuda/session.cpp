@@ -199,7 +199,7 @@ void prepare(std::span<const Operation> operations, const Launch& place) {
 }
 
 std::vector<AccessedRange> accesses_of(const Operation& operation) {
-  return turboesm::accesses_of(operation, [](const Tensor& tensor) { return address_of(tensor); });
+  return turboesm::accesses_of(operation, address_of);
 }
 
 // What kernels may read before those ahead of them have finished (wait_for_inputs() in kernel_tools.cuh).
