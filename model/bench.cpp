@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "model/decoder.h"
 #include "model/packing.h"
@@ -415,7 +416,8 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
   bench.planned_bytes = plan_memory(config, model.weights().dtype(), BatchShape::uniform(sequences, length), {},
                                     model.device().info(), &preset)
                             .total();
-  Decoder decoder(model, tables, {.sequences = sequences, .capacity = length});
+  const DecoderOptions decoder_options{.sequences = sequences, .capacity = length};
+  std::optional<Decoder> decoder(std::in_place, model, tables, decoder_options);
   bench.cache_bytes = kv_cache_bytes(preset.format(), config, sequences, length);
   std::vector<DecodeTask> tasks(sequences);
   for (uint32_t b = 0; b < sequences; ++b) {
@@ -433,21 +435,28 @@ GenerateBench bench_generate(Esm2& model, const KvPreset& preset, uint32_t seque
   const auto decode = [&](uint64_t steps) {
     const Clock::time_point begin = Clock::now();
     Ticket last = 0;
-    for (uint64_t step = 0; step < steps; ++step) last = decoder.submit();
-    decoder.wait(last);
+    for (uint64_t step = 0; step < steps; ++step) last = decoder->submit();
+    decoder->wait(last);
     return seconds_since(begin);
   };
-  decoder.start(tasks, kMaxTokens);
+  decoder->start(tasks, kMaxTokens);
   decode(std::min<uint64_t>(bench.steps, kWarmUp));
   std::vector<double> prefills, decodes;
   repeat(options, [&] {
     const Clock::time_point begin = Clock::now();
-    decoder.start(tasks, kMaxTokens);
+    decoder->start(tasks, kMaxTokens);
     prefills.push_back(seconds_since(begin));
     decodes.push_back(decode(bench.steps));
   });
   bench.prefill = summarize(std::move(prefills), 1);
   bench.decode = summarize(std::move(decodes), kWarmUp);
+  if (options.profile) {
+    decoder.reset();  // its cache may be half of the memory
+    decoder.emplace(model, tables, decoder_options, RecordOptions{.profile = true});
+    decoder->start(tasks, kMaxTokens);
+    decode(std::min<uint64_t>(bench.steps, 3));
+    bench.profile.add(decoder->operations(), decoder->recording().operation_seconds());
+  }
   return bench;
 }
 

@@ -139,6 +139,7 @@ struct GenerateBench {
   uint64_t cache_bytes = 0;
   uint64_t planned_bytes = 0;  // plan_memory()'s total for these sequences
   Work work;                   // of a step: reads the weights, and the cache as far as it is filled on the average
+  Profile profile;             // of a step at `prompt` tokens, with BenchOptions::profile
   double residues_per_second() const { return double(steps) * sequences / decode.median; }
   double seconds_per_step() const { return decode.median / double(steps); }
 };

@@ -181,6 +181,7 @@ void run_generate(const Options& o) {
   Esm2 model(*device, Esm2Weights::random(*device, config, o.common.parsed_dtype(), o.seed));
   BenchOptions options = o.bench;
   options.min_repeats = 1;  // one is some hundreds of steps
+  options.profile = o.common.profile;
   const GenerateBench bench = bench_generate(model, preset, o.batch, o.prompt, o.length, options);
   const MemoryReport memory = device->memory();
   const Limits limits = o.measure_limits(*device);
@@ -200,6 +201,7 @@ void run_generate(const Options& o) {
                       {"planned_bytes", bench.planned_bytes}};
   add_roofline(json["generate"], bench.work, bench.seconds_per_step(), limits);
   add_limits(json, limits);
+  if (o.common.profile) json["profile"] = to_json(bench.profile, limits);
   json["memory"] = to_json(memory);
   o.common.write_json(json);
   if (o.common.json_on_stdout()) return;
@@ -213,6 +215,7 @@ void run_generate(const Options& o) {
              format_bytes(bench.planned_bytes), 100 * (double(memory.total.peak) / double(bench.planned_bytes) - 1),
              format_bytes(bench.cache_bytes));
   print_roofline(bench.work, bench.seconds_per_step(), limits);
+  if (o.common.profile) print_profile(bench.profile, limits);
 }
 
 nlohmann::json to_json(const DecodeBench& bench) {
@@ -345,6 +348,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--seed", generate->seed, "Of the random weights")->capture_default_str();
   generate->common.add_model(*command);
   generate->common.add_dtype(*command);
+  generate->common.add_profile(*command);
   generate->add_timing(*command);
   command->callback([generate] { run_generate(*generate); });
 

@@ -66,8 +66,8 @@ TEST_CASE("--roofline stands beside every cache of bench decode and a step of be
                    row.at("time").at("median_s"));
   }
 
-  const json report = bench(
-      {"generate", "--size", "8M", "--kv", "f16", "--batch", "3", "--prompt", "4", "--length", "12", "--roofline"});
+  const json report = bench({"generate", "--size", "8M", "--kv", "f16", "--batch", "3", "--prompt", "4", "--length",
+                             "12", "--roofline", "--profile"});
   const json& generate = report.at("generate");
   const double parameters = double(report.at("memory").at("weights").at("peak")) / 4, cached = 3 * 8;
   CHECK(double(generate.at("flops")) / (2 * 6 * parameters) == Approx(1).epsilon(0.02));
@@ -76,6 +76,14 @@ TEST_CASE("--roofline stands beside every cache of bench decode and a step of be
   CHECK(generate.at("step_s") == Approx(step));
   CHECK(generate.at("share_of_limit") == Approx(double(generate.at("floor_s")) / step));
   CHECK(generate.at("prefill_time").at("repeats") == generate.at("decode_time").at("repeats"));
+  const auto count_of = [&](std::string_view operation) {
+    for (const json& row : report.at("profile"))
+      if (row.at("operation") == operation) return uint32_t(row.at("count"));
+    return 0u;
+  };
+  CHECK(count_of("kv_append") == 6);  // one step, of six layers
+  CHECK(count_of("kv_attention") == 6);
+  CHECK(count_of("sample") == 1);
 }
 
 TEST_CASE("a report names the program, its commit and the device", "[cli]") {
