@@ -390,7 +390,7 @@ template <uint32_t kValues, bool kFull>
 __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
     kv_append(const __grid_constant__ KvAppendArguments a, const uint32_t chunks, const uint32_t matrix_stride) {
   extern __shared__ __align__(16) float memory[];
-  let_next_start();
+  let_next_start(a.overlap);
   const uint32_t d = kFull ? kValues * kWarp : a.head_dim, head = blockIdx.y / 2, is_v = blockIdx.y % 2;
   const KvAppendSide& side = a.sides[is_v];
   const uint32_t warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -421,17 +421,18 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
                  : i % 2 == 0                  ? -side.position_mean[at + 1]
                                                : side.position_mean[at - 1];
   }
-  if (!a.beside) wait_for_inputs();
-  __syncthreads();
-
   const uint64_t item = uint64_t(blockIdx.x) * warps + warp;
   const uint32_t sequence = uint32_t(item / chunks);
-  if (sequence >= a.sequences) return;
-  const int32_t* append = a.appends + 3 * uint64_t(sequence);
-  const uint32_t source = uint32_t(append[0]), position = uint32_t(append[1]), count = uint32_t(append[2]);
-  const uint32_t chunk = (position / kChunk + uint32_t(item % chunks)) * kChunk;
-  const uint32_t end = min(position + count, chunk + kChunk);
-  for (uint32_t token = max(position, chunk); token < end; ++token) {
+  uint32_t source = 0, position = 0, first = 0, end = 0;
+  if (sequence < a.sequences) {
+    const int32_t* append = a.appends + 3 * uint64_t(sequence);
+    source = uint32_t(append[0]), position = uint32_t(append[1]);
+    const uint32_t count = uint32_t(append[2]), chunk = (position / kChunk + uint32_t(item % chunks)) * kChunk;
+    first = max(position, chunk), end = min(position + count, chunk + kChunk);
+  }
+  __syncthreads();
+  wait_for_inputs(a.overlap);
+  for (uint32_t token = first; token < end; ++token) {
     const uint64_t row = (uint64_t(source) + (token - position)) * a.heads * d + head * d;
     float* x = rows;
 #pragma unroll
@@ -461,7 +462,6 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kValues <= 2 ? 3 : 2)
     encoder.store(token % KV_BLOCK, a.cache + block * a.block_words + side.first_word);
     __syncwarp();
   }
-  wait_for_inputs();  // so that who waits for this kernel has waited for those beside it
 }
 
 template <uint32_t kValues, bool kFull>
@@ -519,7 +519,7 @@ void launch(const KvAppend& a, const Launch& l) {
       .blocks = a.capacity / KV_BLOCK,
       .block_words = a.format.block_words(d),
       .max_count = a.max_count,
-      .beside = l.beside};
+      .overlap = l.overlap};
   if (launch_kv_append_many(arguments, l)) return;
   static_assert(kMaxHeadDim == 8 * kWarp);
   switch (d) {

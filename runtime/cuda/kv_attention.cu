@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kKvThreads, unit_blocks(kWords, kQueries))
   let_next_start();
   if (layout.k.bits_0 <= 4) load_book(a.k_codebook + uint64_t(place.head) * a.k_codebook_step, layout.k, book[0]);
   if (layout.v.bits_0 <= 4) load_book(a.v_codebook + uint64_t(place.head) * a.v_codebook_step, layout.v, book[2]);
+  const Share share(a, place);
   wait_for_inputs();
 
-  const Share share(a, place);
   for (uint32_t i = thread; i < kQueries * d; i += kKvThreads) {
     const uint32_t query = i / d, value = i % d, to = value / kUnit * kStride + query * kUnit + value % kUnit;
     const bool is_one = query < a.queries;
@@ -328,9 +328,9 @@ __global__ void __launch_bounds__(kKvThreads, 4)
   let_next_start();
   if (layout.k.bits_0 <= 4) load_book(a.k_codebook + uint64_t(place.head) * a.k_codebook_step, layout.k, book[0]);
   if (layout.v.bits_0 <= 4) load_book(a.v_codebook + uint64_t(place.head) * a.v_codebook_step, layout.v, book[2]);
+  const Share share(a, place);
   wait_for_inputs();
 
-  const Share share(a, place);
   for (uint32_t i = thread; i < size; i += kKvThreads) {
     const uint64_t from = place.row(a, i / d) * d + i % d;
     shared_q[i] = a.q[from] * kLog2E;

@@ -298,7 +298,6 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
   }
   if (thread == 0) magic_vector = {kMagic, kMagic, kMagic, kMagic};
   const ScaleDecoder<scale_bits> decode;
-  wait_for_inputs();
 
   // This warp's sequence, and its blocks: `begin`, then every team-th. Behind the last sequence there are none.
   const uint32_t log2_team = kLog2Warps - a.log2_together, team = 1u << log2_team;
@@ -362,6 +361,7 @@ __global__ void __launch_bounds__(kKvThreads, resident_blocks(K::kHeadDim, K::kS
     }
     commit_copies();
   };
+  wait_for_inputs();
   // Query g / 2, or the one.
   float query[K::kChunks][8];
   load_query<K>(a.q + own.row(a, is_single ? 0 : g / 2) * d, is_single || g / 2 < a.queries, j, query);

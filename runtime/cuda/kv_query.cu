@@ -19,7 +19,7 @@ struct QueryArguments {
   float *out, *projected;
   uint32_t rows, heads, head_dim, rows_of_block;
   bool transform_of_head;
-  bool next_beside;  // Launch's
+  Overlap overlap;
 };
 
 __host__ __device__ constexpr uint32_t staged_stride(uint32_t head_dim) { return head_dim + 4; }
@@ -42,6 +42,7 @@ template <class T, class Position>
 __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* position, const QueryArguments a) {
   __shared__ __align__(16) float vectors[kWarps][2][kMaxHeadDim];
   extern __shared__ __align__(16) float staged[];
+  let_next_start(a.overlap);
   const uint32_t d = a.head_dim, head = blockIdx.x, thread = threadIdx.y * kWarp + threadIdx.x;
   const float* transform = a.transform + (a.transform_of_head ? uint64_t(head) * d * d : 0);
   uint32_t stride = d;
@@ -51,9 +52,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* 
       store4(staged + i / d * stride + i % d, load4(transform + i));
     transform = staged;
   }
-  if (!a.next_beside) let_next_start();
-  wait_for_inputs();
-  if (a.next_beside) let_next_start();
+  wait_for_inputs(a.overlap);
   __syncthreads();
   const uint32_t end = min(a.rows, (blockIdx.y + 1) * a.rows_of_block);
   for (uint32_t row = blockIdx.y * a.rows_of_block + threadIdx.y; row < end; row += kWarps) {
@@ -80,6 +79,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) kv_query(const T* q, Position* 
     __syncwarp();
     for (uint32_t i = 2 * threadIdx.x; i < d; i += 2 * kWarp) store2(a.projected + at + i, load2(y + i));
   }
+  wait_for_neighbours(a.overlap);
 }
 
 }  // namespace
@@ -96,7 +96,7 @@ void launch(const KvQuery& a, const Launch& l) {
                            .head_dim = d,
                            .rows_of_block = kWarps,
                            .transform_of_head = a.transform.count > uint64_t(d) * d,
-                           .next_beside = l.next_beside};
+                           .overlap = l.overlap};
   // Once the multiprocessors have some blocks each, more rows share a transform.
   while (a.heads * blocks_of(a.rows, arguments.rows_of_block) > 8 * l.gpu.multiprocessors) arguments.rows_of_block *= 2;
   const uint32_t shared = a.transform && d <= kStagedHeadDim ? d * staged_stride(d) * 4 : 0;

@@ -42,7 +42,7 @@ inline constexpr uint32_t kShallowVariants = 4;
 bool shallow_can(const Product& p, uint32_t variant, const Gpu& gpu);
 void launch_shallow(const Product& p, uint32_t variant, const Launch& l);
 
-// The Linear of a KvQuery's position, from the queries themselves, beside the KvQuery (Launch::beside).
+// The Linear of a KvQuery's position, from the queries themselves, beside the KvQuery (Overlap::beside).
 bool position_bias_can(const KvQuery& query, const Linear& bias, const Gpu& gpu);
 void launch_position_bias(const KvQuery& query, const Linear& bias, const Launch& l);
 

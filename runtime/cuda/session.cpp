@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "runtime/accesses.h"
 #include "runtime/cuda/product.h"
@@ -205,32 +206,52 @@ std::vector<AccessedRange> accesses_of(const Operation& operation) {
 // What kernels may read before those ahead of them have finished (wait_for_inputs() in kernel_tools.cuh).
 bool is_read_early(std::string_view operation, std::string_view operand) {
   if (operation == KvAttention::kName && operand == "bias") return false;
-  if (operation == Attention::kName && operand == "cu_seqlens") return true;
   for (const std::string_view name : {"weight", "bias", "table", "mean", "position_mean", "transform", "codebook",
                                       "k_codebook", "v_codebook", "projection"})
     if (operand == name) return true;
-  return false;
+  return (operation == Attention::kName && operand == "cu_seqlens") ||
+         (operation == KvAttention::kName && operand == "lengths") ||
+         (operation == KvAppend::kName && operand == "appends");
 }
 
-// For each operation whether it must be launched after the ones ahead of it have finished, because one of the
-// recording's operations writes what it reads early. In a model none does: these are weights and lengths.
+// Memory, as disjoint ranges.
+class Ranges {
+ public:
+  void add(uint64_t begin, uint64_t end) {
+    auto at = first_reaching(begin);
+    while (at != ends_.end() && at->first <= end) {
+      begin = std::min(begin, at->first), end = std::max(end, at->second);
+      at = ends_.erase(at);
+    }
+    ends_.emplace(begin, end);
+  }
+  bool overlap(uint64_t begin, uint64_t end) const {
+    const auto after = ends_.lower_bound(end);  // begins behind
+    return after != ends_.begin() && std::prev(after)->second > begin;
+  }
+
+ private:
+  std::map<uint64_t, uint64_t>::iterator first_reaching(uint64_t begin) {
+    const auto after = ends_.upper_bound(begin);
+    return after != ends_.begin() && std::prev(after)->second >= begin ? std::prev(after) : after;
+  }
+  std::map<uint64_t, uint64_t> ends_;  // by where they begin
+};
+
+// For each operation whether it must be launched after the ones ahead of it have finished, because one of those writes
+// what it reads early. In a model none does: these are weights, and lengths that the step before has written.
 std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
-  std::vector<AccessedRange> written;
-  for (const Operation& operation : operations)
-    for (const AccessedRange& range : accesses_of(operation))
-      if (range.writes) written.push_back(range);
-  std::ranges::sort(written, {}, &AccessedRange::begin);
-  uint64_t reach = 0;  // ends in ascending order, too: each covers what begins before it
-  for (AccessedRange& range : written) range.end = reach = std::max(reach, range.end);
-  const auto is_written = [&](const AccessedRange& range) {
-    const auto after = std::ranges::lower_bound(written, range.end, {}, &AccessedRange::begin);
-    return after != written.begin() && std::prev(after)->end > range.begin;
-  };
+  Ranges written;
   std::vector<bool> strict;
-  for (const Operation& operation : operations)
-    strict.push_back(std::ranges::any_of(accesses_of(operation), [&](const AccessedRange& range) {
-      return !range.writes && is_read_early(name_of(operation), range.operand) && is_written(range);
+  for (const Operation& operation : operations) {
+    const std::vector<AccessedRange> accesses = accesses_of(operation);
+    strict.push_back(std::ranges::any_of(accesses, [&](const AccessedRange& range) {
+      return !range.writes && is_read_early(name_of(operation), range.operand) &&
+             written.overlap(range.begin, range.end);
     }));
+    for (const AccessedRange& range : accesses)
+      if (range.writes) written.add(range.begin, range.end);
+  }
   return strict;
 }
 
@@ -239,59 +260,73 @@ bool conflict(const Operation& first, const Operation& second) {
   return turboesm::conflict(accesses_of(first), accesses_of(second));
 }
 
-// Whether operation i is the Linear for the bias of positions of the KvQuery before it, has nothing else to do with
-// that, and there is a kernel for it that makes the positions itself.
-bool is_bias_beside(std::span<const Operation> operations, size_t i, const Gpu& gpu) {
-  const auto* linear = std::get_if<Linear>(&operations[i]);
-  const auto* query = linear && i > 0 ? std::get_if<KvQuery>(&operations[i - 1]) : nullptr;
-  if (!query || !query->position_mean || address_of(query->position) != address_of(linear->x)) return false;
-  if (query->position.dtype != linear->x.dtype || query->head_dim != linear->inputs) return false;
-  if (uint64_t(query->rows) * query->heads != linear->rows || !position_bias_can(*query, *linear, gpu)) return false;
-  Linear without_x = *linear;
+// Whether `linear` makes the bias of positions of the KvQuery before it and has nothing else to do with that, and there
+// is a kernel for it that makes the positions itself.
+bool is_bias_beside(const KvQuery& query, const Linear& linear, const Gpu& gpu) {
+  if (!query.position_mean || address_of(query.position) != address_of(linear.x)) return false;
+  if (query.position.dtype != linear.x.dtype || query.head_dim != linear.inputs) return false;
+  if (uint64_t(query.rows) * query.heads != linear.rows || !position_bias_can(query, linear, gpu)) return false;
+  Linear without_x = linear;
   without_x.x = {};
-  return !conflict(*query, without_x);
+  return !conflict(query, without_x);
 }
 
-// Which operations run beside those before them (Launch::beside): such a Linear, and a KvAppend behind it or behind a
-// KvQuery, if it has nothing to do with them.
-std::vector<bool> find_beside(std::span<const Operation> operations, const Gpu& gpu) {
-  std::vector<bool> beside(operations.size(), false);
-  for (size_t i = 1; i < operations.size(); ++i) {
-    if (is_bias_beside(operations, i, gpu)) beside[i] = true;
-    if (!std::holds_alternative<KvAppend>(operations[i])) continue;
-    const size_t first = beside[i - 1] ? i - 2 : i - 1;
-    const auto* query = std::get_if<KvQuery>(&operations[first]);
-    beside[i] = query && query->rows > 0 && query->heads > 0 &&  // of none no kernel is launched
-                std::ranges::none_of(operations.subspan(first, i - first),
-                                     [&](const Operation& other) { return conflict(other, operations[i]); });
+struct Placed {
+  size_t operation;
+  Overlap overlap;
+};
+
+// The operations as they are launched. What a layer of a decoding step does ahead of its attention runs side by side
+// where it can: a KvAppend of one token a sequence, which takes longest and so comes first, a KvQuery, and the Linear
+// for its bias. That KvAppend follows them here, if it has nothing to do with them.
+std::vector<Placed> place(std::span<const Operation> operations, const Gpu& gpu) {
+  std::vector<Placed> placed;
+  for (size_t i = 0; i < operations.size(); ++i) {
+    const auto* query = std::get_if<KvQuery>(&operations[i]);
+    if (!query || query->rows == 0 || query->heads == 0) {  // of none no kernel is launched
+      placed.push_back({i, {}});
+      continue;
+    }
+    size_t end = i + 1;
+    const auto* linear = end < operations.size() ? std::get_if<Linear>(&operations[end]) : nullptr;
+    const bool has_bias = linear && linear->rows > 0 && address_of(linear->x) == address_of(query->position);
+    const bool bias_beside = has_bias && is_bias_beside(*query, *linear, gpu);
+    if (has_bias) ++end;
+    const auto* append = end < operations.size() ? std::get_if<KvAppend>(&operations[end]) : nullptr;
+    const bool appends = append && append->sequences > 0 && append->heads > 0 && append->max_count == 1 &&
+                         std::ranges::none_of(operations.subspan(i, end - i),
+                                              [&](const Operation& other) { return conflict(other, operations[end]); });
+    if (appends) placed.push_back({end, {.leads = true}});
+    placed.push_back({i, {.beside = appends, .leads = bias_beside && !appends}});
+    if (has_bias) placed.push_back({i + 1, {.beside = bias_beside}});
+    i = appends ? end : end - 1;
   }
-  return beside;
+  return placed;
 }
 
 }  // namespace
 
 Recording::Recording(Session& session, std::span<const Operation> operations, bool profile)
     : session_(session), profile_(profile) {
-  const Launch place = session.launch_place();
-  prepare(operations, place);
+  const Launch launch_place = session.launch_place();
+  prepare(operations, launch_place);
   const size_t events = profile ? operations.size() + 1 : 2;
   for (size_t i = 0; i < events; ++i) events_.push_back(make_event(true));
   if (profile) {
     operations_.assign(operations.begin(), operations.end());
     return;
   }
-  const std::vector<bool> strict = strictly_ordered(operations), beside = find_beside(operations, place.gpu);
+  const std::vector<bool> strict = strictly_ordered(operations);
   Capture capture(session.stream());
   require(cudaEventRecordWithFlags(events_[0].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
-  for (size_t i = 0; i < operations.size(); ++i) {
-    if (strict[i]) place.follows_kernel = false;
-    place.beside = beside[i];
-    place.next_beside = i + 1 < operations.size() && beside[i + 1];
+  for (const auto& [i, overlap] : place(operations, launch_place.gpu)) {
+    if (strict[i]) launch_place.follows_kernel = false;
+    launch_place.overlap = overlap;
     const auto* bias = std::get_if<Linear>(&operations[i]);
-    if (bias && beside[i])
-      launch_position_bias(std::get<KvQuery>(operations[i - 1]), *bias, place);
+    if (bias && overlap.beside)
+      launch_position_bias(std::get<KvQuery>(operations[i - 1]), *bias, launch_place);
     else
-      cuda::launch(operations[i], place);
+      cuda::launch(operations[i], launch_place);
   }
   require(cudaEventRecordWithFlags(events_[1].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
   graph_ = capture.end();
