@@ -6,8 +6,8 @@ namespace turboesm {
 namespace {
 
 // Attention of one step in one layer: the new K and V into the cache, then all rows' queries over it. The keys stay as
-// they are stored; what their transform and their mean before RoPE ask for is done to the queries, once. That comes
-// first, so that on CUDA the append, which has nothing to do with it, can run beside it.
+// they are stored; what their transform and their mean before RoPE ask for is done to the queries, once. In this order
+// CUDA makes one kernel of what precedes the attention (kv_step.cu).
 void cached_attention(LayerBuilder& builder, const Esm2Config& c, const ForwardTensors& t, const DecodeTensors& d,
                       const KvCache& cache, const KvLayer& layer) {
   const uint32_t sequences = cache.sequences(), rows = 2 * sequences, heads = c.heads, head_dim = c.head_dim();

@@ -21,7 +21,7 @@ inline bool starts_early(const Launch& l) {
   return CUDART_VERSION >= 12030 && l.follows_kernel && l.gpu.compute_capability >= 90;
 }
 
-// Launches `kernel`, which must begin with wait_for_inputs(), or end with it under Overlap::beside: from compute
+// Launches `kernel`, which must begin with wait_for_inputs(): from compute
 // capability 9.0 on its blocks may be placed while the kernel before it still runs. `cluster` neighbouring blocks along
 // x are a cluster. A grid without blocks is not launched.
 template <class... Parameters, class... Arguments>
@@ -79,7 +79,7 @@ void with_type(DType dtype, Body&& body) {
 // ---- On the device --------------------------------------------------------------------------------------------------
 
 // Returns when all that was launched before has finished and its writes can be seen. Until then only what no kernel
-// writes (weights, lengths) may be read, and nothing written, but for Overlap::beside.
+// writes (weights, lengths) may be read, and nothing written.
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -92,18 +92,6 @@ __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
-}
-
-// The same for operations that may overlap others: at the kernel's begin, where it needs its inputs, and at its end.
-__device__ __forceinline__ void let_next_start(Overlap overlap) {
-  if (!overlap.leads) let_next_start();
-}
-__device__ __forceinline__ void wait_for_inputs(Overlap overlap) {
-  if (!overlap.beside) wait_for_inputs();
-  if (overlap.leads) let_next_start();
-}
-__device__ __forceinline__ void wait_for_neighbours(Overlap overlap) {
-  if (overlap.beside) wait_for_inputs();
 }
 
 __device__ __forceinline__ float to_float(float value) { return value; }

@@ -32,24 +32,12 @@ struct CompiledFor {
 };
 CompiledFor compiled_for(cudaStream_t stream);
 
-// Kernels that use scratch memory run one after another, so all may use the same while they run. (Those that run beside
-// others, see Overlap, use none.) Its first kCounters words are zero whenever a kernel starts; who counts there puts
-// them back to zero.
+// Kernels that use scratch memory run one after another, so all may use the same while they run. Its first kCounters
+// words are zero whenever a kernel starts; who counts there puts them back to zero.
 inline constexpr uint64_t kCounters = 16384;
 inline constexpr uint64_t kScratchBytes = uint64_t(64) << 20;
 
 class Products;
-
-// How an operation may overlap its neighbours on the stream; by itself it begins when the one before has ended.
-struct Overlap {
-  // It runs beside those before it, back to one that leads: what its kernel reads was complete when the leader's inputs
-  // were, before which the kernel does not start, and it shares no memory with those kernels. It waits for them in its
-  // end, so that who waits for it has waited for them. (CUDA promises that what is launched has begun after the
-  // trigger, and the leader triggers after its wait; that this wait's writes can be seen follows, but is not said.)
-  bool beside = false;
-  // The next operation runs beside it: it lets that start when its own inputs are complete, not before.
-  bool leads = false;
-};
 
 // Where kernels are launched.
 struct Launch {
@@ -60,7 +48,6 @@ struct Launch {
   // What was launched last on the stream is a kernel, whose end the next may prepare itself for (start() in
   // kernel_tools.cuh).
   mutable bool follows_kernel = false;
-  mutable Overlap overlap = {};
 };
 
 inline uint64_t address_of(const Tensor& tensor) {

@@ -25,7 +25,6 @@ struct KvAppendArguments {
   uint32_t* cache;
   KvAppendSide sides[2];
   uint32_t sequences, heads, head_dim, blocks, block_words, max_count;
-  Overlap overlap;
 };
 
 // Launches the append of many f16 tokens with sums rounded as they come, where there is a kernel for it; else returns

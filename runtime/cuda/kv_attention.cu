@@ -489,7 +489,8 @@ template <class... Parameters>
 void launch_kernel(void (*kernel)(Parameters...), size_t floats, KvArguments arguments, const KvAttention& a,
                    uint32_t resident, const Launch& l) {
   const size_t bytes = floats * sizeof(float);
-  arguments.splits = kv_splits(a, l, resident, true);
+  constexpr double kMerge = 2.5;  // an H200
+  arguments.splits = kv_splits(a, l, resident, true, kMerge);
   start(kernel, dim3(a.heads, a.sequences, arguments.splits), dim3(kKvThreads), bytes, l, arguments,
         layout_of(a.format, a.head_dim));
 }
@@ -526,10 +527,10 @@ double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu) {
   return most / resident + (rest == 0 ? 0 : double(rest < kLeast ? kLeast : rest) / resident);
 }
 
-uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, bool whole_waves) {
+uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, bool whole_waves, double merge) {
   // Estimated times, in units of what a warp of a full multiprocessor takes for a block of the cache: before and after
-  // the loop; for merging splits, and for each of them.
-  constexpr double kFixed = 4, kMerge = 2.5, kMergeSplit = 0.05;
+  // the loop, and for each split that is merged.
+  constexpr double kFixed = 4, kMergeSplit = 0.05;
   const uint64_t tiles = uint64_t(a.sequences) * a.heads;
   if (tiles == 0 || tiles > kCounters) return 1;
   const uint64_t blocks = a.capacity / KV_BLOCK, stride = (a.head_dim + 4) * a.queries * sizeof(float);
@@ -542,7 +543,7 @@ uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, boo
     const uint64_t of_split = (blocks + splits - 1) / splits, of_warp = (of_split + kKvWarps - 1) / kKvWarps;
     const double waves = kv_waves(tiles * splits, resident, l.gpu);
     const double counted = whole_waves && waves < kMany ? std::ceil(waves) : waves;
-    const double time = counted * (kFixed + double(of_warp)) + (splits > 1 ? kMerge + kMergeSplit * double(splits) : 0);
+    const double time = counted * (kFixed + double(of_warp)) + (splits > 1 ? merge + kMergeSplit * double(splits) : 0);
     if (splits == 1 || time < least) best = uint32_t(splits), least = time;
   }
   return best;

@@ -627,7 +627,8 @@ bool launch_sides(const KvAttention& a, KvArguments arguments, const Launch& l) 
   constexpr uint32_t kFixed = 4 << 10;  // of shared memory: static, and the system's
   constexpr uint32_t kMost = resident_blocks(K::kHeadDim, K::kSegments, is_single);
   const uint32_t resident = std::clamp(uint32_t(l.gpu.max_shared_bytes / (bytes + kFixed)), 1u, kMost);
-  arguments.splits = kv_splits(a, l, resident, false);
+  constexpr double kMerge = 8;  // an H200; blocks are quick here
+  arguments.splits = kv_splits(a, l, resident, false, kMerge);
   if (arguments.splits == 1) arguments.log2_together = log2_together(a, l, resident);
   const uint32_t team = kKvWarps >> arguments.log2_together;
   if (arguments.blocks / arguments.splits / team >= kMostBlocks) return false;

@@ -51,7 +51,8 @@ double kv_waves(uint64_t blocks, uint32_t resident, const Gpu& gpu);
 // Splits that are expected to take the least time, for kernels whose warps take a block of the cache at a time and of
 // which `resident` blocks of threads fit on a multiprocessor.
 // `whole_waves`: a last wave of few blocks takes as long as any other, as where reading the cache is what takes time.
-uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, bool whole_waves);
+// `merge`: how long merging splits takes, in units of what a warp of a full multiprocessor takes for a block.
+uint32_t kv_splits(const KvAttention& a, const Launch& l, uint32_t resident, bool whole_waves, double merge);
 
 // Shared memory of finish(). A block of threads has rows [query][sequence of the block].
 struct KvTail {

@@ -42,10 +42,6 @@ inline constexpr uint32_t kShallowVariants = 4;
 bool shallow_can(const Product& p, uint32_t variant, const Gpu& gpu);
 void launch_shallow(const Product& p, uint32_t variant, const Launch& l);
 
-// The Linear of a KvQuery's position, from the queries themselves, beside the KvQuery (Overlap::beside).
-bool position_bias_can(const KvQuery& query, const Linear& bias, const Gpu& gpu);
-void launch_position_bias(const KvQuery& query, const Linear& bias, const Launch& l);
-
 // What cuBLASLt has no epilogue for: the rows [first, first + rows) of y from `sums` [rows, outputs], products without
 // bias.
 void launch_epilogue(const Product& p, const float* sums, uint32_t first, uint32_t rows, const Launch& l);

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "runtime/accesses.h"
+#include "runtime/cuda/kv_step.h"
 #include "runtime/cuda/product.h"
 #include "runtime/cuda/products.h"
 #include "runtime/error.h"
@@ -255,61 +256,12 @@ std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
   return strict;
 }
 
-// Whether one of two operations writes what the other reads or writes.
-bool conflict(const Operation& first, const Operation& second) {
-  return turboesm::conflict(accesses_of(first), accesses_of(second));
-}
-
-// Whether `linear` makes the bias of positions of the KvQuery before it and has nothing else to do with that, and there
-// is a kernel for it that makes the positions itself.
-bool is_bias_beside(const KvQuery& query, const Linear& linear, const Gpu& gpu) {
-  if (!query.position_mean || address_of(query.position) != address_of(linear.x)) return false;
-  if (query.position.dtype != linear.x.dtype || query.head_dim != linear.inputs) return false;
-  if (uint64_t(query.rows) * query.heads != linear.rows || !position_bias_can(query, linear, gpu)) return false;
-  Linear without_x = linear;
-  without_x.x = {};
-  return !conflict(query, without_x);
-}
-
-struct Placed {
-  size_t operation;
-  Overlap overlap;
-};
-
-// The operations as they are launched. What a layer of a decoding step does ahead of its attention runs side by side
-// where it can: a KvAppend of one token a sequence, which takes longest and so comes first, a KvQuery, and the Linear
-// for its bias. That KvAppend follows them here, if it has nothing to do with them.
-std::vector<Placed> place(std::span<const Operation> operations, const Gpu& gpu) {
-  std::vector<Placed> placed;
-  for (size_t i = 0; i < operations.size(); ++i) {
-    const auto* query = std::get_if<KvQuery>(&operations[i]);
-    if (!query || query->rows == 0 || query->heads == 0) {  // of none no kernel is launched
-      placed.push_back({i, {}});
-      continue;
-    }
-    size_t end = i + 1;
-    const auto* linear = end < operations.size() ? std::get_if<Linear>(&operations[end]) : nullptr;
-    const bool has_bias = linear && linear->rows > 0 && address_of(linear->x) == address_of(query->position);
-    const bool bias_beside = has_bias && is_bias_beside(*query, *linear, gpu);
-    if (has_bias) ++end;
-    const auto* append = end < operations.size() ? std::get_if<KvAppend>(&operations[end]) : nullptr;
-    const bool appends = append && append->sequences > 0 && append->heads > 0 && append->max_count == 1 &&
-                         std::ranges::none_of(operations.subspan(i, end - i),
-                                              [&](const Operation& other) { return conflict(other, operations[end]); });
-    if (appends) placed.push_back({end, {.leads = true}});
-    placed.push_back({i, {.beside = appends, .leads = bias_beside && !appends}});
-    if (has_bias) placed.push_back({i + 1, {.beside = bias_beside}});
-    i = appends ? end : end - 1;
-  }
-  return placed;
-}
-
 }  // namespace
 
 Recording::Recording(Session& session, std::span<const Operation> operations, bool profile)
     : session_(session), profile_(profile) {
-  const Launch launch_place = session.launch_place();
-  prepare(operations, launch_place);
+  const Launch place = session.launch_place();
+  prepare(operations, place);
   const size_t events = profile ? operations.size() + 1 : 2;
   for (size_t i = 0; i < events; ++i) events_.push_back(make_event(true));
   if (profile) {
@@ -319,14 +271,20 @@ Recording::Recording(Session& session, std::span<const Operation> operations, bo
   const std::vector<bool> strict = strictly_ordered(operations);
   Capture capture(session.stream());
   require(cudaEventRecordWithFlags(events_[0].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
-  for (const auto& [i, overlap] : place(operations, launch_place.gpu)) {
-    if (strict[i]) launch_place.follows_kernel = false;
-    launch_place.overlap = overlap;
-    const auto* bias = std::get_if<Linear>(&operations[i]);
-    if (bias && overlap.beside)
-      launch_position_bias(std::get<KvQuery>(operations[i - 1]), *bias, launch_place);
+  std::vector<bool> launched(operations.size(), false);
+  for (size_t i = 0; i < operations.size(); ++i) {
+    if (launched[i]) continue;
+    const KvStep step = kv_step_of(operations.subspan(i), place.gpu);
+    const size_t end = std::min(operations.size(), i + kMostOfKvStep);
+    for (size_t k = i; k < end; ++k) {
+      if (k > i && !step.has(operations[k])) continue;
+      launched[k] = true;
+      if (strict[k]) place.follows_kernel = false;
+    }
+    if (step.query)
+      launch(step, place);
     else
-      cuda::launch(operations[i], launch_place);
+      cuda::launch(operations[i], place);
   }
   require(cudaEventRecordWithFlags(events_[1].get(), session.stream(), cudaEventRecordExternal), "cudaEventRecord");
   graph_ = capture.end();

@@ -110,7 +110,7 @@ TEST_CASE("one seed gives the same proteins on every back end", "[golden]") {
 // residues are given to both.
 TEST_CASE("a quantized cache says the same of a protein on every back end", "[golden]") {
   const DType dtype = GENERATE(DType::f32, DType::f16);
-  constexpr uint32_t kCapacity = 64;  // so many outputs the bias of positions must have to run beside the query on CUDA
+  constexpr uint32_t kCapacity = 64;  // so many outputs the bias must have to be one kernel with the query on CUDA
   INFO(name_of(dtype));
   const std::vector<int32_t> ids = with_cls(random_residues(50, 9));
   const auto log_probability = [&](Device& on) {
