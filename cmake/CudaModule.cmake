@@ -98,6 +98,8 @@ macro(turboesm_add_cuda_module)
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}
     INSTALL_RPATH_USE_LINK_PATH ON)  # cuBLASLt is where the toolkit is
   # Packed bits are decided by products that are rounded before they are added.
-  set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cuda/kv_append.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
+  set_source_files_properties(
+    ${PROJECT_SOURCE_DIR}/runtime/cuda/kv_append.cu ${PROJECT_SOURCE_DIR}/runtime/cuda/kv_step.cu
+    PROPERTIES COMPILE_OPTIONS --fmad=false)
   install(TARGETS turboesm_cuda LIBRARY DESTINATION ${TURBOESM_MODULE_DIR})
 endmacro()

@@ -21,9 +21,9 @@ inline bool starts_early(const Launch& l) {
   return CUDART_VERSION >= 12030 && l.follows_kernel && l.gpu.compute_capability >= 90;
 }
 
-// Launches `kernel`, which must begin with wait_for_inputs(): from compute
-// capability 9.0 on its blocks may be placed while the kernel before it still runs. `cluster` neighbouring blocks along
-// x are a cluster. A grid without blocks is not launched.
+// Launches `kernel`, which must begin with wait_for_inputs(): from compute capability 9.0 on its blocks may be placed
+// while the kernel before it still runs. `cluster` neighbouring blocks along x are a cluster. A grid without blocks is
+// not launched.
 template <class... Parameters, class... Arguments>
 void start_clusters(uint32_t cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                     const Launch& l, Arguments&&... arguments) {
@@ -79,7 +79,7 @@ void with_type(DType dtype, Body&& body) {
 // ---- On the device --------------------------------------------------------------------------------------------------
 
 // Returns when all that was launched before has finished and its writes can be seen. Until then only what no kernel
-// writes (weights, lengths) may be read, and nothing written.
+// ahead in the recording writes (weights, lengths) may be read, and nothing written.
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -460,7 +460,7 @@ __device__ __forceinline__ void run(const KvAppendArguments& a, const Shape& sha
   float* const rows = book + 2 * kBook + warp * floats_of_warp(d);
   float* const staged = book + 2 * kBook + warps * floats_of_warp(d);  // [d][matrix_stride], if that is not 0
 
-  // What no kernel writes.
+  // What no kernel ahead writes.
   const float* matrix = side.transform + (side.transform_of_head ? uint64_t(head) * d * d : 0);
   if (side.transform != nullptr && matrix_stride != 0)
     fetch_transform(matrix, d, staged, matrix_stride, threadIdx.x, warps * kWarp);

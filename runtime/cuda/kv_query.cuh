@@ -23,13 +23,10 @@ struct Arguments {
   const float *transform, *projection, *position_mean;
   float *out, *projected;
   uint32_t rows, heads, head_dim, warps, rows_of_block;  // warps: of a block
-  bool transform_of_head;
+  bool transform_of_head, is_staged;                     // the transform, in shared memory
 
-  __host__ __device__ uint32_t blocks() const { return (rows + rows_of_block - 1) / rows_of_block; }
-  uint32_t shared_bytes() const {
-    const uint32_t staged = transform != nullptr && head_dim <= kStagedHeadDim ? staged_stride(head_dim) : 0;
-    return 4 * head_dim * (2 * warps + staged);
-  }
+  uint32_t blocks() const { return blocks_of(rows, rows_of_block); }
+  uint32_t shared_bytes() const { return 4 * head_dim * (2 * warps + (is_staged ? staged_stride(head_dim) : 0)); }
 };
 
 // y = matrix x for a matrix [d, d] whose rows are `stride` apart; x and y are in shared memory. kHeadDim is d, or 0
@@ -73,9 +70,11 @@ inline Arguments arguments_of(const KvQuery& a, uint32_t warps, const Gpu& gpu) 
                       .head_dim = a.head_dim,
                       .warps = warps,
                       .rows_of_block = warps,
-                      .transform_of_head = a.transform.count > matrix};
+                      .transform_of_head = a.transform.count > matrix,
+                      .is_staged = a.transform && a.head_dim <= kStagedHeadDim};
+  if (arguments.shared_bytes() > gpu.max_shared_bytes) arguments.is_staged = false;
   // Once the multiprocessors have some blocks each, more rows share a transform.
-  while (a.heads * arguments.blocks() > 8 * gpu.multiprocessors) arguments.rows_of_block *= 2;
+  while (a.heads * arguments.blocks() > 8 * gpu.multiprocessors && arguments.blocks() > 1) arguments.rows_of_block *= 2;
   return arguments;
 }
 
@@ -91,7 +90,7 @@ __device__ __forceinline__ void run(const Arguments& a, float* memory, uint32_t 
   float* const staged = memory + 2 * a.warps * d;
   const float* transform = a.transform + (a.transform_of_head ? uint64_t(head) * d * d : 0);
   uint32_t stride = d;
-  if (a.transform && d <= kStagedHeadDim) {
+  if (a.is_staged) {
     stride = staged_stride(d);
     fetch_transform(transform, d, staged, stride, thread, a.warps * kWarp);
     transform = staged;

@@ -45,14 +45,17 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t a0, uint32_t 
 #endif
 }
 
-// This lane's inputs of one row, zeros where there are none: [piece] 8 elements of 16 bits.
-template <uint32_t kPieces>
+// This lane's inputs of one row, zeros where there are none: [piece] 8 elements of 16 bits. kConstant: of a matrix that
+// no kernel writes.
+template <bool kConstant, uint32_t kPieces>
 __device__ __forceinline__ void load_row(const void* matrix, uint32_t row, uint32_t rows, uint32_t inputs, uint32_t t,
                                          uint4 (&to)[kPieces]) {
   const uint4* source = static_cast<const uint4*>(matrix) + uint64_t(row) * (inputs / 8) + t;
 #pragma unroll
   for (uint32_t i = 0; i < kPieces; ++i)
-    to[i] = row < rows && kPiece * i + 8 * t < inputs ? __ldg(source + 4 * i) : uint4{0, 0, 0, 0};
+    to[i] = !(row < rows && kPiece * i + 8 * t < inputs) ? uint4{0, 0, 0, 0}
+            : kConstant                                  ? __ldg(source + 4 * i)
+                                                         : source[4 * i];
 }
 
 // KvQuery's position of eight neighbours of a query.
@@ -90,7 +93,7 @@ __device__ __forceinline__ void run(const Product& p, const PositionMeans& posit
   const auto load_weights = [&](uint32_t output) {
 #pragma unroll
     for (uint32_t n = 0; n < 2; ++n)
-      load_row(p.weight, output + 4 * (g / 2) + 2 * n + g % 2, p.outputs, p.inputs, t, next[n]);
+      load_row<true>(p.weight, output + 4 * (g / 2) + 2 * n + g % 2, p.outputs, p.inputs, t, next[n]);
   };
   load_weights(begin);
   wait_for_inputs();
@@ -101,7 +104,7 @@ __device__ __forceinline__ void run(const Product& p, const PositionMeans& posit
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
       const uint32_t row = first_row + 16 * m + 8 * half + g;
-      load_row(p.x, row, p.rows, p.inputs, t, x[m][half]);
+      load_row<false>(p.x, row, p.rows, p.inputs, t, x[m][half]);
       if constexpr (kPosition) {
         const float* means = position.means + uint64_t(row % position.heads) * p.inputs + 8 * t;
 #pragma unroll
