@@ -1,11 +1,11 @@
 #version 450
-// y = epilogue(x weight^T + bias) + residual, epilogue nothing or GELU; or, with HEAD_DIM, RoPE.
+// y = epilogue(x weight^T + bias) + residual, epilogue nothing or GELU; or, with ROPE, RoPE.
 //
 //   x [rows, inputs] D, weight [outputs, inputs] D, bias [outputs] f32 and residual [rows, outputs] f32 where present
 //   -> y [rows, outputs] any; inputs is even, outputs too when y is a 16-bit type
-//   With HEAD_DIM the outputs are those of q, k and v, each a third: q is scaled by q_scale, pairs of neighbours of q
+//   With ROPE the outputs are those of q, k and v, each a third: q is scaled by q_scale, pairs of neighbours of q
 //   and k are turned by their row's position, and y is [3, rows, outputs / 3]. positions [rows] i32, table
-//   [*, HEAD_DIM] f32: row p has a cosine and a sine for each pair of a head at position p
+//   [*, head_dim] f32: row p has a cosine and a sine for each pair of a head at position p
 //
 // A workgroup computes a tile of BM x BN outputs, walking over the inputs in steps of BK through shared memory as fp32,
 // each invocation TM x TN of them in registers. The next step's words are on their way from memory while this one's
@@ -26,7 +26,7 @@ layout(constant_id = 5) const uint BN = 64;
 layout(constant_id = 6) const uint BK = 32;  // a multiple of 8
 layout(constant_id = 7) const uint TM = 4;
 layout(constant_id = 8) const uint TN = 4;  // even: neighbouring columns are stored together
-layout(constant_id = 9) const uint HEAD_DIM = 0;  // 0: no RoPE
+layout(constant_id = 9) const bool ROPE = false;
 
 layout(push_constant, scalar) uniform Push {
   Words x;
@@ -43,6 +43,7 @@ layout(push_constant, scalar) uniform Push {
   uint has_residual;
   uint has_gelu;
   float q_scale;
+  uint head_dim;
 };
 
 const uint kThreadRows = BM / TM, kThreadColumns = BN / TN;
@@ -124,12 +125,12 @@ void turn_pairs(uint row0, uint column0, inout float sums[kSums]) {
   const uint width = outputs / 3;
   for (uint i = 0; i < TM; ++i) {
     const uint row = row0 + gl_LocalInvocationID.x / kThreadColumns + i * kThreadRows;
-    const uint angles = uint(positions.at[min(row, rows - 1)]) * HEAD_DIM;
+    const uint angles = uint(positions.at[min(row, rows - 1)]) * head_dim;
     for (uint j = 0; j < TN; j += 2) {
       const uint column = column_of(column0, j);
       if (column >= 2 * width) continue;
       const vec2 pair = vec2(sums[i * TN + j], sums[i * TN + j + 1]) * (column < width ? q_scale : 1.0);
-      const vec2 turned = turn(pair, load2(table, DTYPE_F32, angles + column % HEAD_DIM));
+      const vec2 turned = turn(pair, load2(table, DTYPE_F32, angles + column % head_dim));
       sums[i * TN + j] = turned.x;
       sums[i * TN + j + 1] = turned.y;
     }
@@ -139,7 +140,7 @@ void turn_pairs(uint row0, uint column0, inout float sums[kSums]) {
 // Columns column and column + 1; the second may lie beyond the last one only when y is f32.
 void store_pair(uint row, uint column, float first, float second) {
   if (row >= rows || column >= outputs) return;
-  const uint at = HEAD_DIM != 0 ? place_in_qkv(rows, outputs / 3, row, column) : row * outputs + column;
+  const uint at = ROPE ? place_in_qkv(rows, outputs / 3, row, column) : row * outputs + column;
   const bool both = column + 1 < outputs;
   if (has_residual != 0) {
     first += residual.at[at];
@@ -173,7 +174,7 @@ void compute_tile(uint row0, uint column0) {
   if (has_gelu != 0) {
     for (uint i = 0; i < kSums; ++i) sums[i] = gelu(sums[i]);
   }
-  if (HEAD_DIM != 0) turn_pairs(row0, column0, sums);
+  if (ROPE) turn_pairs(row0, column0, sums);
   for (uint i = 0; i < TM; ++i) {
     for (uint j = 0; j < TN; j += 2) {
       store_pair(row0 + thread_row + i * kThreadRows, column_of(column0, j), sums[i * TN + j], sums[i * TN + j + 1]);

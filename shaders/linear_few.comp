@@ -4,7 +4,7 @@
 //
 //   x [ROWS, inputs] D, weight [outputs, inputs] D, bias [outputs] f32, residual [ROWS, outputs] f32 -> y [ROWS, outputs]
 //
-// With HEAD_DIM the epilogue is RoPE instead, and y [3, ROWS, outputs / 3], as linear_coopmat.comp says.
+// With ROPE the epilogue is RoPE instead, and y [3, ROWS, outputs / 3], as linear_coopmat.comp says.
 //
 // A workgroup makes two neighbouring outputs of all rows. Its invocations read neighbouring 16 bytes of the two rows of
 // weight, all that they need at a time before they use any, and the same columns of x, which the caches have. Their sums
@@ -24,7 +24,7 @@ layout(constant_id = 0) const uint THREADS = 64;
 layout(constant_id = 1) const uint DTYPE = DTYPE_F32;  // of x and weight
 layout(constant_id = 2) const uint RESULT_DTYPE = DTYPE_F32;
 layout(constant_id = 3) const uint ROWS = 1;
-layout(constant_id = 4) const uint HEAD_DIM = 0;  // 0: no RoPE
+layout(constant_id = 4) const bool ROPE = false;
 
 layout(push_constant, scalar) uniform Push {
   WordQuads x;
@@ -36,6 +36,7 @@ layout(push_constant, scalar) uniform Push {
   Floats table;
   uint inputs, outputs, has_bias, has_residual, has_gelu;
   float q_scale;
+  uint head_dim;
 };
 
 const uint OUTPUTS = 2;
@@ -60,11 +61,11 @@ void finish(uint row, uint column, vec2 value) {
   const bool both = column + 1 < outputs;
   if (has_bias != 0) value += vec2(bias.at[column], both ? bias.at[column + 1] : 0.0);
   uint at = row * outputs + column;
-  if (HEAD_DIM != 0) {
+  if (ROPE) {
     const uint width = outputs / 3;
     if (column < width) value *= q_scale;
     if (column < 2 * width) {
-      const uint angle = uint(positions.at[row]) * HEAD_DIM + column % HEAD_DIM;
+      const uint angle = uint(positions.at[row]) * head_dim + column % head_dim;
       value = turn(value, vec2(table.at[angle], table.at[angle + 1]));
     }
     at = place_in_qkv(ROWS, width, row, column);

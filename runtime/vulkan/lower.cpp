@@ -124,14 +124,15 @@ Dispatch lower_few(const Product& a) {
     uint64_t x, weight, bias, residual, y, positions, table;
     uint32_t inputs, outputs, has_bias, has_residual, has_gelu;
     float q_scale;
+    uint32_t head_dim;
   };
   const uint32_t columns = a.inputs / (a.x.dtype == DType::f32 ? 4 : 8);  // of 16 bytes
   const uint32_t threads = columns <= 320 ? 64 : 128;
-  return dispatch("linear_few", {threads, id_of(a.x.dtype), id_of(a.y.dtype), a.rows, a.head_dim},
+  return dispatch("linear_few", {threads, id_of(a.x.dtype), id_of(a.y.dtype), a.rows, a.head_dim != 0},
                   {ceil_div(a.outputs, 2), 1, 1},
                   Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
                        address_of(a.y), address_of(a.positions), address_of(a.table), a.inputs, a.outputs, bool(a.bias),
-                       bool(a.residual), a.gelu, a.q_scale});
+                       bool(a.residual), a.gelu, a.q_scale, a.head_dim});
 }
 
 // Whether the kernels for software drivers (include/lanes.glsl) take rows of this many values: each lane 8 bytes a
@@ -164,15 +165,16 @@ Dispatch lower_tiled(const Product& a, const PlainTile& tile) {
     uint64_t x, weight, bias, residual, y, positions, table;
     uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
     float q_scale;
+    uint32_t head_dim;
   };
   const bool by_fours = a.inputs % 4 == 0;
   return dispatch("linear",
                   {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm,
-                   tile.tn, a.head_dim},
+                   tile.tn, a.head_dim != 0},
                   {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1},
                   Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
                        address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
-                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale});
+                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale, a.head_dim});
 }
 
 Dispatch lower_product(const Product& a, const Traits& traits) {
