@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 
 #include "runtime/accesses.h"
 #include "runtime/cuda/kv_step.h"
@@ -200,10 +199,6 @@ void prepare(std::span<const Operation> operations, const Launch& place) {
   place.products->prepare(steps, place);
 }
 
-std::vector<AccessedRange> accesses_of(const Operation& operation) {
-  return turboesm::accesses_of(operation, address_of);
-}
-
 // What kernels may read before those ahead of them have finished (wait_for_inputs() in kernel_tools.cuh).
 bool is_read_early(std::string_view operation, std::string_view operand) {
   if (operation == KvAttention::kName && operand == "bias") return false;
@@ -215,43 +210,20 @@ bool is_read_early(std::string_view operation, std::string_view operand) {
          (operation == KvAppend::kName && operand == "appends");
 }
 
-// Memory, as disjoint ranges.
-class Ranges {
- public:
-  void add(uint64_t begin, uint64_t end) {
-    auto at = first_reaching(begin);
-    while (at != ends_.end() && at->first <= end) {
-      begin = std::min(begin, at->first), end = std::max(end, at->second);
-      at = ends_.erase(at);
-    }
-    ends_.emplace(begin, end);
-  }
-  bool overlap(uint64_t begin, uint64_t end) const {
-    const auto after = ends_.lower_bound(end);  // begins behind
-    return after != ends_.begin() && std::prev(after)->second > begin;
-  }
-
- private:
-  std::map<uint64_t, uint64_t>::iterator first_reaching(uint64_t begin) {
-    const auto after = ends_.upper_bound(begin);
-    return after != ends_.begin() && std::prev(after)->second >= begin ? std::prev(after) : after;
-  }
-  std::map<uint64_t, uint64_t> ends_;  // by where they begin
-};
-
 // For each operation whether it must be launched after the ones ahead of it have finished, because one of those writes
 // what it reads early. In a model none does: these are weights, and lengths that the step before has written.
 std::vector<bool> strictly_ordered(std::span<const Operation> operations) {
-  Ranges written;
+  std::vector<AccessedRange> written;  // each place once: layers write the same ones
   std::vector<bool> strict;
   for (const Operation& operation : operations) {
-    const std::vector<AccessedRange> accesses = accesses_of(operation);
+    const std::vector<AccessedRange> accesses = accesses_of(operation, address_of);
     strict.push_back(std::ranges::any_of(accesses, [&](const AccessedRange& range) {
-      return !range.writes && is_read_early(name_of(operation), range.operand) &&
-             written.overlap(range.begin, range.end);
+      return !range.writes && is_read_early(name_of(operation), range.operand) && conflict({&range, 1}, written);
     }));
-    for (const AccessedRange& range : accesses)
-      if (range.writes) written.add(range.begin, range.end);
+    for (const AccessedRange& range : accesses) {
+      const auto is_same = [&](const AccessedRange& w) { return w.begin == range.begin && w.end == range.end; };
+      if (range.writes && std::ranges::none_of(written, is_same)) written.push_back(range);
+    }
   }
   return strict;
 }

@@ -141,40 +141,47 @@ bool takes_direct(DType dtype, uint32_t values, const Traits& traits) {
   return traits.lanes && values * size_of(dtype) % (8 * traits.subgroup_size) == 0;
 }
 
+// Of linear.comp and linear_direct.comp.
+struct ProductPush {
+  uint64_t x, weight, bias, residual, y, positions, table;
+  uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
+  float q_scale;
+  uint32_t head_dim;
+};
+ProductPush push_of(const Product& a) {
+  return {address_of(a.x),
+          address_of(a.weight),
+          address_of(a.bias),
+          address_of(a.residual),
+          address_of(a.y),
+          address_of(a.positions),
+          address_of(a.table),
+          a.rows,
+          a.inputs,
+          a.outputs,
+          bool(a.bias),
+          bool(a.residual),
+          a.gelu,
+          a.q_scale,
+          a.head_dim};
+}
+
 std::optional<Dispatch> lower_direct(const Product& a, const Traits& traits) {
   if (!takes_direct(a.x.dtype, a.inputs, traits)) return std::nullopt;
-  struct Push {
-    uint64_t x, weight, bias, residual, y, positions, table;
-    uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
-    float q_scale;
-    uint32_t head_dim;
-  };
   // Large for few loads, small because such a driver's compile time grows with the unrolled loops.
   const uint32_t rows = size_of(a.x.dtype) == 2 ? 16 : 32;
   constexpr uint32_t kColumns = 4;  // of an invocation
-  return dispatch("linear_direct",
-                  {traits.subgroup_size, id_of(a.x.dtype), id_of(a.y.dtype), rows, kColumns, a.head_dim != 0},
-                  {ceil_div(a.outputs, traits.subgroup_size * kColumns), capped(ceil_div(a.rows, rows)), 1},
-                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
-                       address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
-                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale, a.head_dim});
+  return dispatch(
+      "linear_direct", {traits.subgroup_size, id_of(a.x.dtype), id_of(a.y.dtype), rows, kColumns, a.head_dim != 0},
+      {ceil_div(a.outputs, traits.subgroup_size * kColumns), capped(ceil_div(a.rows, rows)), 1}, push_of(a));
 }
 
 Dispatch lower_tiled(const Product& a, const PlainTile& tile) {
-  struct Push {
-    uint64_t x, weight, bias, residual, y, positions, table;
-    uint32_t rows, inputs, outputs, has_bias, has_residual, has_gelu;
-    float q_scale;
-    uint32_t head_dim;
-  };
   const bool by_fours = a.inputs % 4 == 0;
   return dispatch("linear",
                   {tile.threads(), id_of(a.x.dtype), id_of(a.y.dtype), by_fours, tile.bm, tile.bn, tile.bk, tile.tm,
                    tile.tn, a.head_dim != 0},
-                  {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1},
-                  Push{address_of(a.x), address_of(a.weight), address_of(a.bias), address_of(a.residual),
-                       address_of(a.y), address_of(a.positions), address_of(a.table), a.rows, a.inputs, a.outputs,
-                       bool(a.bias), bool(a.residual), a.gelu, a.q_scale, a.head_dim});
+                  {ceil_div(a.outputs, tile.bn), capped(ceil_div(a.rows, tile.bm)), 1}, push_of(a));
 }
 
 Dispatch lower_product(const Product& a, const Traits& traits) {
