@@ -39,18 +39,13 @@ __global__ void __launch_bounds__(kv_append::kMostWarps* kWarp, kValues <= 2 ? 3
   }
   block -= a.append_blocks;
   if (block < a.query_blocks)
-    return kv_query::run<T, T, kValues * kWarp>(a.query, memory, block % a.query.heads, block / a.query.heads);
+    return kv_query::run<T, T, kValues * kWarp, 1>(a.query, memory, block % a.query.heads, block / a.query.heads);
   block -= a.query_blocks;
   if constexpr (sizeof(T) == 2) {
     const uint32_t width = (a.bias.outputs + a.bias_outputs - 1) / a.bias_outputs;
     // kValues = head_dim / 32, which are the pieces of a row of positions.
     shallow::run<T, float, kValues, true>(a.bias, a.means, a.bias_outputs, block % width, block / width);
   }
-}
-
-bool has_kernel(const KvQuery& query) {
-  const bool has_type = !query.position || query.position.dtype == query.q.dtype;
-  return has_type && (query.head_dim == 32 || query.head_dim == 64 || query.head_dim == 128);
 }
 
 // Whether neither operation writes what the other touches.
@@ -83,7 +78,7 @@ bool is_bias_of(const Linear& linear, const KvQuery& query, const Gpu& gpu) {
 
 KvStep kv_step_of(std::span<const Operation> operations, const Gpu& gpu) {
   const auto* query = operations.empty() ? nullptr : std::get_if<KvQuery>(&operations[0]);
-  if (!query || query->rows == 0 || query->heads == 0 || !has_kernel(*query)) return {};
+  if (!query || query->rows == 0 || query->heads == 0 || !kv_query::has_kernel(*query)) return {};
   KvStep step{query};
   size_t next = 1;
   if (const auto* linear = next < operations.size() ? std::get_if<Linear>(&operations[next]) : nullptr) {
@@ -107,7 +102,7 @@ void launch(const KvStep& step, const Launch& l) {
     a.append_blocks = a.append_shape.blocks() * 2 * a.append.heads;
     warps = a.append_shape.warps;
   }
-  a.query = kv_query::arguments_of(*step.query, warps, l.gpu);
+  a.query = kv_query::arguments_of(*step.query, warps, 1, l.gpu);
   a.query_blocks = a.query.heads * a.query.blocks();
   const uint32_t shared = std::max(a.query.shared_bytes(), a.append_shape.shared_bytes);
   if (step.bias) {

@@ -162,6 +162,11 @@ TEST_CASE("kv_query agrees with the oracle", "[conformance]") {
     for (const uint32_t head_dim : kHeadDims) add(head_dim);
     for (const uint32_t head_dim : kOtherHeadDims) add(head_dim);
     add_query(harness, DType::f32, kManyRows, 1, 8, {true, true, false, true});
+    for (const uint32_t head_dim : {32u, 64u, 128u}) {  // so many that rows may be taken together, the last a few
+      add_query(harness, DType::f16, 331, 20, head_dim, {true, false, true, true, DType::f16});
+      add_query(harness, DType::bf16, 330, 20, head_dim, {true, true, false, false});
+      add_query(harness, DType::f32, 329, 20, head_dim, {false, false, true, true});
+    }
     add_query(harness, DType::f32, 0, 2, 16, {true, true, true, true});
   });
 }
