@@ -40,7 +40,7 @@ struct Layout {
 // A token's scale: the numbers of kv_scale.h, and 1 without.
 __device__ __forceinline__ float scale_of(const uint32_t* words, uint32_t scale_bits, uint32_t t) {
   if (scale_bits == 0) return 1;
-  const uint32_t word = __ldg(words + kv_scale_word(scale_bits, t)) >> kv_scale_shift(scale_bits, t);
+  const uint32_t word = words[kv_scale_word(scale_bits, t)] >> kv_scale_shift(scale_bits, t);
   if (scale_bits == 8) {
     const uint32_t code = word & 0xffu;
     return code == 0 ? 0.0f : __uint_as_float((code << 18) + (123u << 23));
@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_unit(const uint32_t* words, uint32_t bits, 
                                           uint32_t (&unit)[kWords]) {
 #pragma unroll
   for (uint32_t w = 0; w < kWords; ++w) {
-    if (kWords > 4 || w < bits) unit[w] = __ldg(words + w * step);
+    if (kWords > 4 || w < bits) unit[w] = words[w * step];
   }
 }
 
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kKvThreads, unit_blocks(kWords, kQueries))
     float bias[kQueries] = {};
 #pragma unroll
     for (uint32_t r = 0; r < kQueries; ++r) {
-      if (biases != nullptr && counts && r < a.queries) bias[r] = __ldg(biases + r * bias_step + token) * kLog2E;
+      if (biases != nullptr && counts && r < a.queries) bias[r] = biases[r * bias_step + token] * kLog2E;
     }
     const float k_scale = scale_of(block, layout.k, k_segment, t), v_scale = scale_of(block, layout.v, v_segment, t);
 
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kKvThreads, unit_blocks(kWords, kQueries))
       }
     }
     if (layout.qjl != 0) {
-      const uint32_t signs = __ldg(block + layout.signs_at + t * parts + part);
+      const uint32_t signs = block[layout.signs_at + t * parts + part];
       const float norm = scale_of(block + layout.norms_at, 16, t);
 #pragma unroll
       for (uint32_t r = 0; r < kQueries; ++r) {
@@ -366,8 +366,7 @@ __global__ void __launch_bounds__(kKvThreads, 4)
     if (layout.qjl != 0) {
       float dots[kKvQueries] = {};
       for (uint32_t i = sharer; i < d; i += kSharers) {
-        const bool is_plus =
-            (__ldg(block + layout.signs_at + kv_code_word(d, t, i, 0)) >> kv_element(d, t, i) & 1u) != 0;
+        const bool is_plus = (block[layout.signs_at + kv_code_word(d, t, i, 0)] >> kv_element(d, t, i) & 1u) != 0;
 #pragma unroll
         for (uint32_t r = 0; r < kKvQueries; ++r) {
           if (r < a.queries) dots[r] += is_plus ? shared_projected[r * d + i] : -shared_projected[r * d + i];
