@@ -130,6 +130,7 @@ class Device {
 
 struct DeviceOptions {
   bool matrix_cores = true;         // false: plain variants only
+  bool stable_sums = false;         // Vulkan: attention over a cache sums in the same order in every version, if slower
   bool tf32 = false;                // CUDA: products of f32 may round their operands to 10 bits of mantissa (TF32)
   bool arbitrary_products = false;  // CUDA, for tests: a product's sizes pick the way it is computed; none is timed
   bool validation = false;          // Vulkan's validation layers, synchronization included; a message is an Error

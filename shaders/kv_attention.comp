@@ -343,4 +343,6 @@ void prepare() {
   UNROLL for (uint i = 0; i < kWords; ++i) words[i] = 0;
 }
 
+const uint kMostRowLanes = 1;  // whose sums are in the order of the columns
+
 #include "kv_attention_end.glsl"

@@ -322,4 +322,6 @@ void attend(uint first, uint end, uint length) {
   }
 }
 
+const uint kMostRowLanes = 8;
+
 #include "kv_attention_end.glsl"

@@ -72,6 +72,7 @@ Esm2Config Common::config_of(const std::string& size) const {
 std::unique_ptr<Device> Common::open() const {
   DeviceOptions options;
   options.matrix_cores = !plain_kernels;
+  options.stable_sums = stable_sums;
   options.tf32 = dtype == kTf32;
   options.threads = threads;
   if (!no_pipeline_cache) options.cache_dir = user_cache_dir();

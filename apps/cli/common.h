@@ -27,7 +27,8 @@ struct Common {
   bool profile = false;
   bool plain_kernels = false;
   bool no_pipeline_cache = false;
-  uint32_t threads = 0;  // of the CPU back end; 0: one a core
+  bool stable_sums = false;  // DeviceOptions::stable_sums, which no option sets
+  uint32_t threads = 0;      // of the CPU back end; 0: one a core
 
   void add_model(CLI::App& app);
   void add_device(CLI::App& app);  // --device, --threads, --no-matrix-cores

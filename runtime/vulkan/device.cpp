@@ -16,16 +16,18 @@ namespace turboesm {
 namespace vulkan {
 namespace {
 
-PhysicalDevice inspect_indexed(const Instance& instance, uint32_t index, bool matrix_cores) {
+PhysicalDevice inspect_indexed(const Instance& instance, uint32_t index, const DeviceOptions& options) {
   const std::vector<VkPhysicalDevice> handles = instance.physical_devices();
   if (index >= handles.size())
     throw_error(ErrorKind::device, "vulkan:{} does not exist: Vulkan's drivers found {} device{}", index,
                 handles.size(), handles.size() == 1 ? "" : "s");
-  return inspect(instance, handles[index], index, matrix_cores);
+  PhysicalDevice device = inspect(instance, handles[index], index, options.matrix_cores);
+  device.traits.stable_sums = options.stable_sums;
+  return device;
 }
 
-PhysicalDevice find_usable(const Instance& instance, uint32_t index, bool matrix_cores) {
-  PhysicalDevice device = inspect_indexed(instance, index, matrix_cores);
+PhysicalDevice find_usable(const Instance& instance, uint32_t index, const DeviceOptions& options) {
+  PhysicalDevice device = inspect_indexed(instance, index, options);
   if (!device.problem.empty())
     throw_error(ErrorKind::device, "{} ({}) cannot be used: {}", device.info.spec, device.info.name, device.problem);
   return device;
@@ -35,7 +37,7 @@ class VulkanDevice final : public Device {
  public:
   VulkanDevice(uint32_t index, const DeviceOptions& options)
       : instance_(options.validation),
-        physical_(find_usable(instance_, index, options.matrix_cores)),
+        physical_(find_usable(instance_, index, options)),
         device_(physical_),
         memory_(instance_, physical_, device_),
         pipelines_(physical_, device_, options.cache_dir),
@@ -170,7 +172,7 @@ std::unique_ptr<Device> open(uint32_t index, const DeviceOptions& options) {
 
 void compile(uint32_t index, const DeviceOptions& options, std::span<const Operation> operations) {
   const Instance instance(options.validation);
-  PhysicalDevice physical = inspect_indexed(instance, index, options.matrix_cores);
+  PhysicalDevice physical = inspect_indexed(instance, index, options);
   // Nothing runs, so any address does.
   physical.traits.scratch_bytes = physical.info.scratch_bytes;
   physical.traits.scratch_address = physical.traits.scratch_bytes;

@@ -21,6 +21,7 @@ struct Traits {
   uint32_t max_workgroup_invocations = 1024;
   uint32_t compute_units = 0;               // streaming multiprocessors, compute units; 0: unknown
   bool software = false;                    // a driver that runs on the CPU
+  bool stable_sums = false;                 // as DeviceOptions::stable_sums
   std::string_view device_class = "other";  // device_class_of() it: whose rates decide among tiles (linear_rates.h)
   bool lanes = false;  // one that can run the kernels made for such drivers (shaders/include/lanes.glsl)
   // Memory that kernels may use while they run, zero where a kernel's header says so; 0 bytes: none.

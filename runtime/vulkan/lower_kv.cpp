@@ -36,14 +36,15 @@ KvTile kv_tile(const KvAttention& a, const Traits& traits) {
 // kv_attention_rows.comp's.
 KvTile kv_rows_tile(const Traits& traits) { return {.threads = traits.software ? 32u : 128u, .tokens = 4, .parts = 4}; }
 
-// Whether that kernel can: codes, in segments of whole units, and no more queries than registers have room for.
+// Whether that kernel is wanted and can: codes, in segments of whole units, and no more queries than registers have
+// room for.
 bool takes_rows(const KvAttention& a, const Traits& traits) {
   constexpr uint32_t kUnit = 32, kMostHeld = 64, kQuad = 4;
   const auto has_rows = [&](const KvSide& side) {
     return side.has_codebook() && a.head_dim / side.segments % kUnit == 0;
   };
-  return has_rows(a.format.k) && has_rows(a.format.v) && a.queries * a.head_dim / kQuad <= kMostHeld &&
-         kQuad <= traits.min_subgroup_size;
+  return !traits.stable_sums && has_rows(a.format.k) && has_rows(a.format.v) &&
+         a.queries * a.head_dim / kQuad <= kMostHeld && kQuad <= traits.min_subgroup_size;
 }
 
 constexpr std::string_view kKvAttentionShaders[2][2][2] = {  // [in rows][rolled][split]

@@ -1,8 +1,9 @@
-// How kv_attention.comp and kv_attention_rows.comp end: an invocation's sums become the workgroup's, and with SPLIT those
-// of all workgroups that share a head of a sequence. Before this come
+// How kv_attention.comp and kv_attention_rows.comp end: an invocation's sums become the workgroup's, and with SPLIT
+// those of all workgroups that share a head of a sequence. Before this come
 //   void prepare()                                 the invocation's place, tables and queries
 //   void attend(uint first, uint end, uint length) blocks first .. end, of which the tokens before `length` count
 //   uint summed_value(uint of_part, uint j)        the value in all that is the j-th of the sums of a part
+//   const uint kMostRowLanes                       lanes that may share a row of the transform: 1, 2, 4 or 8
 #ifndef KV_ATTENTION_END_GLSL
 #define KV_ATTENTION_END_GLSL
 
@@ -53,7 +54,8 @@ Softmax merge_invocations(uint query) {
 // Lanes that share a row of the transform, so that neighbours read neighbouring vectors: as many as merge_buffer has
 // room for the parts of all rows.
 const uint kRoom = MERGED * (THREADS + 1) / HEAD_DIM;
-const uint kRowLanes = kRoom >= 8 ? 8 : kRoom >= 4 ? 4 : kRoom >= 2 ? 2 : 1;
+const uint kFittingLanes = kRoom >= 8 ? 8 : kRoom >= 4 ? 4 : kRoom >= 2 ? 2 : 1;
+const uint kRowLanes = kMostRowLanes < kFittingLanes ? kMostRowLanes : kFittingLanes;
 const uint kRowsAtOnce = THREADS / kRowLanes;
 
 // transform merged: each row's sum in kRowLanes parts, to merge_buffer.

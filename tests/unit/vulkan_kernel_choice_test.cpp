@@ -27,11 +27,11 @@ std::string_view shader_for(const Traits& traits, DType operands, DType results)
 }
 
 // Of attention over a cache of this preset.
-std::string_view shader_for(std::string_view preset, uint32_t head_dim) {
+std::string_view shader_for(std::string_view preset, uint32_t head_dim, bool stable_sums = false) {
   KvAttention attention;
   attention.format = parse_kv_preset(preset).format();
   attention.sequences = 64, attention.heads = 20, attention.head_dim = head_dim, attention.capacity = 1024;
-  return lower(attention, Traits{.compute_units = 132, .device_class = "nvidia"}).shader;
+  return lower(attention, Traits{.compute_units = 132, .stable_sums = stable_sums, .device_class = "nvidia"}).shader;
 }
 
 }  // namespace
@@ -46,6 +46,7 @@ TEST_CASE("attention over a cache takes rows of codes where it can", "[unit]") {
     CHECK_FALSE(shader_for(preset, 64).starts_with("kv_attention_rows"));
   }
   CHECK_FALSE(shader_for("turbo", 24).starts_with("kv_attention_rows"));  // segments of 12 values, no whole units
+  CHECK_FALSE(shader_for("turbo", 64, /*stable_sums=*/true).starts_with("kv_attention_rows"));
 }
 
 TEST_CASE("attention takes the kernel of a device's operations on matrices, whatever the 16-bit types", "[unit]") {
