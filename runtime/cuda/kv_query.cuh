@@ -67,7 +67,7 @@ __device__ __forceinline__ void multiply(const float* matrix, uint32_t stride, c
   }
 }
 
-// Whether there are kernels for the query's types and head_dim.
+// Whether kernels that know head_dim when they are compiled take the query. Others take any.
 inline bool has_kernel(const KvQuery& query) {
   const bool has_type = !query.position || query.position.dtype == query.q.dtype;
   return has_type && (query.head_dim == 32 || query.head_dim == 64 || query.head_dim == 128);
